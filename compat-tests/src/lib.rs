@@ -1,0 +1,1 @@
+//! Drives stock nix clients against castored.

@@ -1,0 +1,1 @@
+//! Building derivations: scheduling across all clients, and the sandbox.

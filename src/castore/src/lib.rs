@@ -1,0 +1,1 @@
+//! Content-addressed storage: blobs, Merkle directories, and the local engine of packs and an index.

@@ -1,0 +1,2 @@
+//! The castored binary.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The nix-daemon side: sockets, sessions, and the operations of the worker protocol.

@@ -1,0 +1,1 @@
+//! Nix's data formats and worker protocol: pure, without I/O.

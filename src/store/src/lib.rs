@@ -1,0 +1,1 @@
+//! Store paths over the castore: path infos, roots, garbage collection, NAR in and out, trust.

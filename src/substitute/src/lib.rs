@@ -1,0 +1,1 @@
+//! Other stores as sources of paths.
