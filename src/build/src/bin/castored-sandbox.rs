@@ -1,0 +1,5 @@
+//! The sandbox helper as a program of its own.
+
+fn main() {
+    build::sandbox_main()
+}

@@ -1,0 +1,141 @@
+//! The forked child: becomes the builder.
+//!
+//! The order of the steps is the security of it: mounts while there is the right to mount, then the user, then every
+//! restriction, then exec. Each step either succeeds or ends the process; nothing is best effort except the Landlock
+//! scope, which older kernels lack.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+
+use nix::fcntl::{OFlag, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::personality::{self, Persona};
+use nix::sys::prctl::{set_no_new_privs, set_pdeathsig};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Gid, Uid, chdir, dup2_stdin, getresgid, getresuid, setgroups, setresgid, setresuid, setsid};
+
+use super::spec::{Identity, Raw, Spec, View};
+use super::view::{SANDBOX_GID, SANDBOX_UID};
+use super::{SetupError, Step, loopback, restrict, sys, view};
+
+/// What the child writes to the supervisor when its user namespace waits for its maps.
+pub(super) const WANT_MAPS: u8 = 0;
+
+/// Becomes the builder; returns only when it could not.
+pub(super) fn become_builder(spec: &Spec, link: &mut UnixStream) -> Result<Infallible, SetupError> {
+    // The supervisor's death is ours, from the first moment.
+    set_pdeathsig(Signal::SIGKILL).step(|| "asking for the death signal")?;
+    setsid().step(|| "starting a session")?;
+    umask(Mode::from_bits_truncate(0o022));
+
+    let mut namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC;
+    if matches!(spec.view, View::Sandbox(_)) {
+        namespaces |= CloneFlags::CLONE_NEWUTS;
+    }
+    if !spec.host_network {
+        namespaces |= CloneFlags::CLONE_NEWNET;
+    }
+    unshare(namespaces).step(|| "making new namespaces")?;
+    view::detach_from_host()?;
+    match &spec.view {
+        View::Sandbox(sandbox) => view::enter_sandbox(sandbox, spec.host_network)?,
+        View::Host(host) => view::enter_host_view(host, spec.identity == Identity::Caller)?,
+    }
+    if !spec.host_network {
+        loopback::bring_up()?;
+    }
+    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).step(|| "opening /dev/null")?;
+    dup2_stdin(&null).step(|| "redirecting the standard input")?;
+
+    become_user(spec, link)?;
+    sys::drop_capabilities().step(|| "giving up capabilities")?;
+    // Becoming another user has cleared it.
+    set_pdeathsig(Signal::SIGKILL).step(|| "asking for the death signal again")?;
+    check_supervisor_lives(link)?;
+
+    set_no_new_privs().step(|| "forbidding new privileges")?;
+    if spec.host_network {
+        // Without a network namespace of its own, a build could meet its accomplices at abstract sockets.
+        sys::scope_abstract_sockets();
+    }
+    restrict::filter_system_calls()?;
+
+    let (_, hard) = getrlimit(Resource::RLIMIT_CORE).step(|| "reading the core size limit")?;
+    setrlimit(Resource::RLIMIT_CORE, 0, hard).step(|| "limiting core files")?;
+    // The same addresses in every run: one source less of outputs that differ.
+    if let Ok(persona) = personality::get() {
+        let _ = personality::set(persona | Persona::ADDR_NO_RANDOMIZE);
+    }
+    let work_dir = spec.work_dir.as_path();
+    chdir(work_dir).step(|| format!("entering {}", work_dir.display()))?;
+    sys::default_signals();
+    exec(spec)
+}
+
+/// Turns into the build user and makes sure of it.
+fn become_user(spec: &Spec, link: &mut UnixStream) -> Result<(), SetupError> {
+    let (uid, gid) = match spec.identity {
+        // The supervisor has put us into a user namespace where there is nobody else.
+        Identity::Caller => return Ok(()),
+        Identity::BuildUser { uid, gid } => (uid, gid),
+    };
+    setgroups(&[]).step(|| "leaving all groups")?;
+    let (uid, gid) = if matches!(spec.view, View::Sandbox(_)) {
+        unshare(CloneFlags::CLONE_NEWUSER).step(|| "making a user namespace")?;
+        link.write_all(&[WANT_MAPS]).step(|| "asking for the user map")?;
+        link.read_exact(&mut [0]).step(|| "waiting for the user map")?;
+        check_mapped_away_from_root(uid)?;
+        (Uid::from_raw(SANDBOX_UID), Gid::from_raw(SANDBOX_GID))
+    } else {
+        (Uid::from_raw(uid), Gid::from_raw(gid))
+    };
+    setresgid(gid, gid, gid).step(|| format!("becoming group {gid}"))?;
+    setresuid(uid, uid, uid).step(|| format!("becoming user {uid}"))?;
+    let (users, groups) = (getresuid().step(|| "reading the user ids")?, getresgid().step(|| "reading the group ids")?);
+    let changed = [users.real, users.effective, users.saved].iter().all(|&id| id == uid && !id.is_root())
+        && [groups.real, groups.effective, groups.saved].iter().all(|&id| id == gid);
+    if changed { Ok(()) } else { Err(refusal("the build would not run as the build user")) }
+}
+
+/// The only user of our namespace must be this one, and not root. Root by mistake must never run a builder.
+fn check_mapped_away_from_root(uid: u32) -> Result<(), SetupError> {
+    let map = std::fs::read_to_string("/proc/self/uid_map").step(|| "reading the user map")?;
+    let numbers: Vec<u32> = map.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+    if uid != 0 && numbers == [SANDBOX_UID, uid, 1] {
+        return Ok(());
+    }
+    Err(refusal("the user namespace does not map to the build user"))
+}
+
+/// The death signal is not sent for a death that came before it was asked for.
+fn check_supervisor_lives(link: &UnixStream) -> Result<(), SetupError> {
+    let mut fds = [PollFd::new(link.as_fd(), PollFlags::empty())];
+    poll(&mut fds, PollTimeout::ZERO).step(|| "looking for the supervisor")?;
+    if fds[0].revents().is_some_and(|r| r.intersects(PollFlags::POLLHUP | PollFlags::POLLERR)) {
+        return Err(refusal("the supervisor is gone"));
+    }
+    Ok(())
+}
+
+fn refusal(why: &str) -> SetupError {
+    SetupError { step: "refusing to start the builder".into(), source: io::Error::other(why) }
+}
+
+fn exec(spec: &Spec) -> Result<Infallible, SetupError> {
+    let c = |bytes: Vec<u8>| CString::new(bytes).step(|| "passing a string with a zero byte to the builder");
+    let list = |raw: &[Raw]| raw.iter().map(|r| c(r.as_bytes().to_vec())).collect::<Result<Vec<_>, _>>();
+    let program = c(spec.builder.as_bytes().to_vec())?;
+    let args = list(&spec.args)?;
+    let env = spec
+        .env
+        .iter()
+        .map(|(name, value)| c([name.as_bytes(), b"=", value.as_bytes()].concat()))
+        .collect::<Result<Vec<_>, _>>()?;
+    Err(sys::exec(&program, &args, &env)).step(|| format!("executing '{}'", program.to_string_lossy()))
+}

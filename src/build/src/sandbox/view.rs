@@ -1,0 +1,210 @@
+//! What the builder sees of the filesystem.
+//!
+//! Runs in the builder's own mount namespace, still with the rights to mount. Directories that the builder may write
+//! to are binds of directories of this one build; everything else is read-only or belongs to somebody else.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
+use nix::unistd::{chdir, pivot_root, sethostname, symlinkat};
+
+use super::spec::{HostView, SandboxView};
+use super::sys::{self, MountAttributes};
+use super::tree::{Root, c_path, kind};
+use super::{SetupError, Step};
+
+/// Devices that every sandbox has, bound from the host.
+const DEVICES: [&str; 6] = ["full", "null", "random", "tty", "urandom", "zero"];
+
+/// Links in `/dev` that programs expect.
+const DEVICE_LINKS: [(&str, &str); 5] = [
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+    ("/dev/ptmx", "pts/ptmx"),
+];
+
+/// User id a builder has inside the sandbox.
+pub(super) const SANDBOX_UID: u32 = 1000;
+/// Group id a builder has inside the sandbox.
+pub(super) const SANDBOX_GID: u32 = 100;
+
+const HOSTS: &[u8] = b"127.0.0.1 localhost\n::1 localhost\n";
+const NSSWITCH: &[u8] = b"hosts: files dns\nservices: files\n";
+const GROUPS: &[u8] = b"root:x:0:\nnixbld:!:100:\nnogroup:x:65534:\n";
+
+fn passwd(home: &Path) -> String {
+    let home = home.display();
+    format!(
+        "root:x:0:0:Nix build user:{home}:/noshell\n\
+         nixbld:x:{SANDBOX_UID}:{SANDBOX_GID}:Nix build user:{home}:/noshell\n\
+         nobody:x:65534:65534:Nobody:/:/noshell\n"
+    )
+}
+
+/// Nothing mounted from now on is seen outside this namespace.
+pub(super) fn detach_from_host() -> Result<(), SetupError> {
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .step(|| "making the mount namespace private")
+}
+
+fn mount_fs(kind: &str, target: &Path, flags: MsFlags, options: &str) -> Result<(), SetupError> {
+    mount(Some(kind), target, Some(kind), flags, Some(options))
+        .step(|| format!("mounting {kind} on {}", target.display()))
+}
+
+fn mount_proc(target: &Path) -> Result<(), SetupError> {
+    mount_fs("proc", target, MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, "")
+}
+
+/// Assembles the sandbox's root and makes it this process's root.
+pub(super) fn enter_sandbox(view: &SandboxView, host_network: bool) -> Result<(), SetupError> {
+    let root_path = view.root.as_path();
+    mount_fs("tmpfs", root_path, MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=0755")?;
+    let root = Root::open(root_path).step(|| "opening the sandbox root")?;
+
+    make_devices(&root, &view.shm_size)?;
+    make_etc(&root, view.build_dir_inside.as_path(), host_network)?;
+    root.directory(Path::new("/proc")).step(|| "making /proc")?;
+    mount_proc(&root.host_path("/proc"))?;
+
+    let store_dir = view.store_dir.as_path();
+    for (source, inside) in [
+        (view.scratch.as_path(), store_dir),
+        (view.build_dir.as_path(), view.build_dir_inside.as_path()),
+        (view.tmp.as_path(), Path::new("/tmp")),
+    ] {
+        root.bind_directory(source, inside, MountAttributes::INERT)
+            .step(|| format!("binding {} to {}", source.display(), inside.display()))?;
+    }
+    let lower = open_directory(view.store_mount.as_path())?;
+    let store = root.directory(store_dir).step(|| "opening the sandbox's store directory")?;
+    show_inputs(&lower, &store, &view.inputs)?;
+
+    for bind in &view.binds {
+        let (source, target) = (bind.source.as_path(), bind.target.as_path());
+        match root.bind(source, target) {
+            Err(e) if bind.optional && e.kind() == io::ErrorKind::NotFound => {}
+            other => other.step(|| format!("binding {} to {}", source.display(), target.display()))?,
+        }
+    }
+
+    chdir(root_path).step(|| "entering the sandbox root")?;
+    // Stacks the old root on the new one and takes it away again: no directory for it is needed.
+    pivot_root(".", ".").step(|| "making the sandbox root the root")?;
+    umount2(".", MntFlags::MNT_DETACH).step(|| "detaching the host's root")?;
+    chdir("/").step(|| "entering the sandbox root")?;
+    let root = open_directory(Path::new("/"))?;
+    sys::restrict_mount(root.as_fd(), MountAttributes::READ_ONLY, false).step(|| "making the root read-only")?;
+    sethostname("localhost").step(|| "setting the host name")
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, SetupError> {
+    open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .step(|| format!("opening {}", path.display()))
+}
+
+fn make_devices(root: &Root, shm_size: &str) -> Result<(), SetupError> {
+    for name in DEVICES {
+        let path = PathBuf::from(format!("/dev/{name}"));
+        root.bind(&path, &path).step(|| format!("binding {}", path.display()))?;
+    }
+    for dir in ["/dev/pts", "/dev/shm"] {
+        root.directory(Path::new(dir)).step(|| format!("making {dir}"))?;
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount_fs("tmpfs", &root.host_path("/dev/shm"), flags, &format!("mode=1777,size={shm_size}"))?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    mount_fs("devpts", &root.host_path("/dev/pts"), flags, "newinstance,mode=0620,ptmxmode=0666")?;
+    for (link, target) in DEVICE_LINKS {
+        root.symlink(Path::new(link), Path::new(target)).step(|| format!("making {link}"))?;
+    }
+    Ok(())
+}
+
+fn make_etc(root: &Root, home: &Path, host_network: bool) -> Result<(), SetupError> {
+    let mut files: Vec<(&str, Vec<u8>)> =
+        vec![("/etc/passwd", passwd(home).into_bytes()), ("/etc/group", GROUPS.to_vec())];
+    if host_network {
+        // The host's own hosts and resolv.conf come as binds.
+        files.push(("/etc/nsswitch.conf", NSSWITCH.to_vec()));
+    } else {
+        files.push(("/etc/hosts", HOSTS.to_vec()));
+    }
+    for (path, contents) in files {
+        root.file(Path::new(path), &contents).step(|| format!("writing {path}"))?;
+    }
+    Ok(())
+}
+
+/// Shows each input read-only in the directory `store`.
+fn show_inputs(lower: &OwnedFd, store: &OwnedFd, inputs: &[String]) -> Result<(), SetupError> {
+    for name in inputs {
+        show_input(lower, store, name).step(|| format!("binding the input {name}"))?;
+    }
+    Ok(())
+}
+
+fn show_input(lower: &OwnedFd, store: &OwnedFd, name: &str) -> io::Result<()> {
+    let stat = fstatat(lower, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    match kind(&stat) {
+        SFlag::S_IFLNK => return Ok(symlinkat(readlinkat(lower, name)?.as_os_str(), store, name)?),
+        SFlag::S_IFDIR => mkdirat(store, name, Mode::from_bits_truncate(0o555))?,
+        _ => {
+            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+            openat(store, name, flags, Mode::from_bits_truncate(0o444))?;
+        }
+    }
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let target = openat(store, name, flags, Mode::empty())?;
+    let mount = sys::clone_mount(lower, &c_path(Path::new(name))?, false)?;
+    sys::restrict_mount(mount.as_fd(), MountAttributes::READ_ONLY_INERT, false)?;
+    sys::attach_mount(mount.as_fd(), target.as_fd())
+}
+
+/// Puts a writable layer over the store, hides the other build directories, and shows the right processes in `/proc`.
+pub(super) fn enter_host_view(view: &HostView, in_user_namespace: bool) -> Result<(), SetupError> {
+    let store = view.store_mount.as_path();
+    let lower = open_directory(store)?;
+    if overlay(view, in_user_namespace).is_err() {
+        // The kernel has no overlayfs, or does not take these filesystems for one.
+        let root = Root::open(Path::new("/")).step(|| "opening the root")?;
+        root.bind_directory(view.scratch.as_path(), store, MountAttributes::INERT)
+            .step(|| format!("binding {} to {}", view.scratch.as_path().display(), store.display()))?;
+        show_inputs(&lower, &open_directory(store)?, &view.inputs)?;
+    }
+
+    let (build_dir, builds_dir) = (view.build_dir.as_path(), view.builds_dir.as_path());
+    let build_dir_name = c_path(build_dir).step(|| "reading the build directory's name")?;
+    let own = sys::clone_mount(&lower, &build_dir_name, false).step(|| "cloning the build directory")?;
+    sys::restrict_mount(own.as_fd(), MountAttributes::INERT, false).step(|| "restricting the build directory")?;
+    mount_fs("tmpfs", builds_dir, MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=0755")?;
+    std::fs::create_dir_all(build_dir).step(|| format!("making {}", build_dir.display()))?;
+    let target = open_directory(build_dir)?;
+    sys::attach_mount(own.as_fd(), target.as_fd()).step(|| format!("mounting {}", build_dir.display()))?;
+    let hidden = open_directory(builds_dir)?;
+    sys::restrict_mount(hidden.as_fd(), MountAttributes::READ_ONLY, false).step(|| "hiding other build directories")?;
+    mount_proc(Path::new("/proc"))
+}
+
+fn overlay(view: &HostView, in_user_namespace: bool) -> io::Result<()> {
+    let escape = |path: &Path| -> io::Result<String> {
+        let text = path.to_str().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "path is not UTF-8"))?;
+        Ok(text.replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:"))
+    };
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}{}",
+        escape(view.store_mount.as_path())?,
+        escape(view.scratch.as_path())?,
+        escape(view.overlay_work.as_path())?,
+        if in_user_namespace { ",userxattr" } else { "" },
+    );
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("overlay"), view.store_mount.as_path(), Some("overlay"), flags, Some(options.as_str()))?;
+    Ok(())
+}

@@ -1,0 +1,324 @@
+//! The sandbox helper with real namespaces, without a store: a plain directory plays the store's mount.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use build::helper::Helper;
+use build::sandbox::{Bind, HostView, Identity, Raw, Report, SandboxView, Spec, View};
+
+const HELPER: &str = env!("CARGO_BIN_EXE_castored-sandbox");
+const BUILD_UID: u32 = 872_415_232;
+const BUILD_GID: u32 = 872_415_232;
+const INPUT: &str = "00000000000000000000000000000001-input";
+const OTHER: &str = "00000000000000000000000000000002-other";
+const LINK: &str = "00000000000000000000000000000003-link";
+const FILE: &str = "00000000000000000000000000000004-file";
+
+/// What a build needs on disk, removed at the end.
+struct Lab {
+    dir: tempfile::TempDir,
+    store_dir: String,
+}
+
+impl Lab {
+    fn new(store_dir: &str) -> Lab {
+        let dir = tempfile::Builder::new().prefix("sandbox-test").tempdir_in("/var/tmp").unwrap();
+        let lab = Lab { dir, store_dir: store_dir.to_owned() };
+        let builds = lab.path("builds");
+        for sub in ["store", "builds/1/root", "builds/1/build", "builds/1/tmp", "builds/1/scratch", "builds/1/work"] {
+            fs::create_dir_all(lab.path(sub)).unwrap();
+        }
+        fs::set_permissions(lab.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(builds, fs::Permissions::from_mode(0o700)).unwrap();
+        let store = lab.path("store");
+        fs::create_dir(store.join(INPUT)).unwrap();
+        fs::write(store.join(INPUT).join("hello"), "from the input\n").unwrap();
+        fs::create_dir(store.join(OTHER)).unwrap();
+        symlink("somewhere", store.join(LINK)).unwrap();
+        fs::write(store.join(FILE), "a file\n").unwrap();
+        lab
+    }
+
+    fn path(&self, sub: &str) -> PathBuf {
+        self.dir.path().join(sub)
+    }
+
+    fn give_to(&self, uid: u32, gid: u32) {
+        chown(self.path("builds/1/build"), Some(uid), Some(gid)).unwrap();
+        fs::set_permissions(self.path("builds/1/build"), fs::Permissions::from_mode(0o700)).unwrap();
+        fs::set_permissions(self.path("builds/1/tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
+        chown(self.path("builds/1/scratch"), None, Some(gid)).unwrap();
+        fs::set_permissions(self.path("builds/1/scratch"), fs::Permissions::from_mode(0o1775)).unwrap();
+    }
+
+    fn raw(&self, sub: &str) -> Raw {
+        self.path(sub).into()
+    }
+
+    fn sandboxed(&self, script: &str) -> Spec {
+        let bind = |source: &str, target: &str| Bind { source: source.into(), target: target.into(), optional: false };
+        Spec {
+            identity: Identity::BuildUser { uid: BUILD_UID, gid: BUILD_GID },
+            view: View::Sandbox(SandboxView {
+                root: self.raw("builds/1/root"),
+                store_mount: self.raw("store"),
+                store_dir: self.store_dir.as_str().into(),
+                scratch: self.raw("builds/1/scratch"),
+                inputs: vec![INPUT.into(), LINK.into(), FILE.into()],
+                build_dir: self.raw("builds/1/build"),
+                build_dir_inside: "/build".into(),
+                tmp: self.raw("builds/1/tmp"),
+                binds: vec![bind(busybox(), "/bin/sh"), bind(busybox(), "/bb/busybox")],
+                shm_size: "50%".into(),
+            }),
+            host_network: false,
+            builder: "/bin/sh".into(),
+            args: vec!["sh".into(), "-c".into(), script.into()],
+            env: vec![("PATH".into(), "/path-not-set".into()), ("STORE".into(), self.store_dir.as_str().into())],
+            work_dir: "/build".into(),
+        }
+    }
+
+    /// The same without a root of its own; the store is the lab's.
+    fn unsandboxed(&self, script: &str) -> Spec {
+        let build_dir = self.raw("builds/1/build");
+        Spec {
+            view: View::Host(HostView {
+                store_mount: self.raw("store"),
+                scratch: self.raw("builds/1/scratch"),
+                overlay_work: self.raw("builds/1/work"),
+                inputs: vec![INPUT.into(), LINK.into(), FILE.into()],
+                build_dir: build_dir.clone(),
+                builds_dir: self.raw("builds"),
+            }),
+            host_network: true,
+            env: vec![("PATH".into(), "/usr/bin:/bin".into()), ("STORE".into(), self.raw("store"))],
+            work_dir: build_dir,
+            ..self.sandboxed(script)
+        }
+    }
+
+    fn output(&self, name: &str) -> String {
+        fs::read_to_string(self.path("builds/1/scratch").join(name)).unwrap()
+    }
+}
+
+fn busybox() -> &'static str {
+    ["/usr/bin/busybox", "/bin/busybox"].into_iter().find(|p| Path::new(p).exists()).unwrap_or("/bin/sh")
+}
+
+/// Runs a build: its report and its log.
+fn run(spec: &Spec) -> (Report, String) {
+    let (helper, mut log) = Helper::spawn(Path::new(HELPER), spec).unwrap();
+    let mut text = String::new();
+    log.read_to_string(&mut text).unwrap();
+    (helper.wait().unwrap().expect("a report"), text)
+}
+
+fn succeed(spec: &Spec) -> String {
+    let (report, log) = run(spec);
+    assert!(matches!(report, Report::Ended { code: Some(0), .. }), "{report:?}\n{log}");
+    log
+}
+
+/// Whether the tests can run here; says so when not.
+fn ready() -> bool {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED: needs root");
+        return false;
+    }
+    if !busybox().ends_with("busybox") {
+        println!("SKIPPED: needs a static busybox");
+        return false;
+    }
+    true
+}
+
+fn lab(store_dir: &str) -> Option<Lab> {
+    ready().then(|| {
+        let lab = Lab::new(store_dir);
+        lab.give_to(BUILD_UID, BUILD_GID);
+        lab
+    })
+}
+
+#[test]
+fn runs_as_the_build_user_and_sees_only_its_inputs() {
+    for store_dir in ["/nix/store", "/var/tmp/elsewhere/store"] {
+        let Some(lab) = lab(store_dir) else { return };
+        let log = succeed(&lab.sandboxed(
+            "b=/bb/busybox; $b id; $b hostname; $b pwd; $b ls -a $STORE; $b cat $STORE/*-input/hello; \
+             $b readlink $STORE/*-link; $b cat $STORE/*-file; echo made > $STORE/out; echo $$; $b ls -A / /dev /etc",
+        ));
+        assert!(log.contains("uid=1000(nixbld) gid=100(nixbld)\n"), "{log}");
+        assert!(log.contains("\nlocalhost\n/build\n"), "{log}");
+        assert!(log.contains("from the input\nsomewhere\na file\n1\n"), "{log}");
+        assert!(!log.contains(OTHER), "an input that was not given is visible: {log}");
+        assert!(!log.contains("root\n") && !log.contains("home\n"), "the host's root shows: {log}");
+        assert_eq!(lab.output("out"), "made\n");
+        let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(lab.path("builds/1/scratch/out")).unwrap());
+        assert_eq!(owner, BUILD_UID);
+    }
+}
+
+#[test]
+fn inputs_root_and_devices_are_protected() {
+    let Some(lab) = lab("/nix/store") else { return };
+    let log = succeed(&lab.sandboxed(
+        "b=/bb/busybox; for f in $STORE/*-input/new $STORE/*-input/hello /new /etc/passwd /etc/new /dev/new; do \
+           if (echo x > $f) 2>/dev/null; then echo \"wrote $f\"; fi; done; \
+         $b rmdir $STORE/*-input 2>/dev/null && echo removed; \
+         $b mount -t tmpfs x /tmp 2>/dev/null && echo mounted; \
+         $b touch s; $b chmod 4755 s 2>/dev/null && echo setuid; $b chmod 2755 s 2>/dev/null && echo setgid; \
+         $b mknod d c 1 3 2>/dev/null && echo device; \
+         for f in /dev/null /dev/shm/x /tmp/x /build/x; do echo x > $f || echo \"cannot write $f\"; done; \
+         $b chmod 755 s || echo 'chmod is broken'; echo done",
+    ));
+    assert_eq!(log, "done\n");
+}
+
+#[test]
+fn network_is_a_loopback_of_its_own() {
+    let Some(lab) = lab("/nix/store") else { return };
+    let log = succeed(&lab.sandboxed("/bb/busybox ip -o addr; /bb/busybox ls /sys 2>&1; cat=1"));
+    assert!(log.contains("127.0.0.1/8"), "{log}");
+    assert!(log.lines().all(|l| !l.contains("eth")), "{log}");
+}
+
+#[test]
+fn nothing_outlives_the_builder() {
+    let Some(lab) = lab("/nix/store") else { return };
+    let start = Instant::now();
+    let (report, log) = run(&lab.sandboxed(
+        "(/bb/busybox setsid /bb/busybox sh -c 'while :; do echo late >> /nix/store/out; done' &) ; \
+         /bb/busybox sleep 0.2; exit 7",
+    ));
+    assert!(matches!(report, Report::Ended { code: Some(7), .. }), "{report:?} {log}");
+    let size = || fs::metadata(lab.path("builds/1/scratch/out")).map(|m| m.len()).unwrap_or(0);
+    let before = size();
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(size(), before, "a process still writes to the output");
+    assert!(start.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn closing_the_socket_kills_every_process() {
+    let Some(lab) = lab("/nix/store") else { return };
+    let spec = lab.sandboxed("/bb/busybox sleep 100 & echo started; /bb/busybox sleep 100");
+    let (helper, mut log) = Helper::spawn(Path::new(HELPER), &spec).unwrap();
+    let mut first = [0; 8];
+    log.read_exact(&mut first).unwrap();
+    let start = Instant::now();
+    helper.killer().unwrap().kill();
+    // The pipe ends only when no process has its other end any more.
+    let mut rest = Vec::new();
+    log.read_to_end(&mut rest).unwrap();
+    assert_eq!(helper.wait().unwrap(), None);
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
+#[test]
+fn killing_the_helper_kills_the_builder() {
+    let Some(lab) = lab("/nix/store") else { return };
+    let spec = lab.sandboxed("echo started; /bb/busybox sleep 100");
+    let (helper, mut log) = Helper::spawn(Path::new(HELPER), &spec).unwrap();
+    log.read_exact(&mut [0; 8]).unwrap();
+    let start = Instant::now();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(helper.pid() as i32), nix::sys::signal::Signal::SIGKILL).unwrap();
+    log.read_to_end(&mut Vec::new()).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_step_that_fails_is_named() {
+    let Some(lab) = lab("/nix/store") else { return };
+    let mut spec = lab.sandboxed("true");
+    spec.builder = "/no/such/builder".into();
+    let (report, _) = run(&spec);
+    let Report::Failed { error } = report else { panic!("{report:?}") };
+    assert!(error.starts_with("executing '/no/such/builder': No such file"), "{error}");
+
+    let mut spec = lab.sandboxed("true");
+    spec.identity = Identity::BuildUser { uid: 0, gid: 0 };
+    let (report, _) = run(&spec);
+    let Report::Failed { error } = report else { panic!("a builder ran as root: {report:?}") };
+    assert!(error.contains("build user is root"), "{error}");
+}
+
+#[test]
+fn sandbox_paths_below_a_link_stay_inside() {
+    let Some(lab) = lab("/nix/store") else { return };
+    symlink(lab.path("outside"), lab.path("evil")).unwrap();
+    let mut spec = lab.sandboxed("echo ran");
+    let View::Sandbox(view) = &mut spec.view else { unreachable!() };
+    view.binds.push(Bind { source: lab.raw("evil"), target: "/link".into(), optional: false });
+    view.binds.push(Bind { source: busybox().into(), target: "/link/made".into(), optional: false });
+    let (_, log) = run(&spec);
+    assert!(!lab.path("outside").exists(), "a mount point was made outside the root: {log}");
+    let View::Sandbox(view) = &mut spec.view else { unreachable!() };
+    view.binds.truncate(2);
+    view.binds.push(Bind { source: "/no/such/thing".into(), target: "/thing".into(), optional: true });
+    assert_eq!(succeed(&spec), "ran\n");
+}
+
+#[test]
+fn without_a_sandbox_the_store_is_writable_in_private() {
+    let Some(lab) = lab("/unused") else { return };
+    let log = succeed(&lab.unsandboxed(
+        "cat $STORE/*-input/hello; echo made > $STORE/out; ls $STORE; pwd; touch here; ls -d /proc/[0-9]* | wc -l; id -u",
+    ));
+    assert!(log.starts_with("from the input\n"), "{log}");
+    assert!(log.contains("out\n"), "{log}");
+    assert!(log.contains(&format!("{}\n", lab.path("builds/1/build").display())), "{log}");
+    assert!(log.ends_with(&format!("{BUILD_UID}\n")), "{log}");
+    assert_eq!(lab.output("out"), "made\n");
+    assert!(!lab.path("store/out").exists(), "the store itself was written to");
+    assert!(lab.path("builds/1/build/here").exists());
+}
+
+/// An ordinary user's daemon: the helper is started as that user.
+#[test]
+fn an_ordinary_user_builds_in_a_user_namespace() {
+    if !ready() {
+        return;
+    }
+    const USER: u32 = 54_321;
+    let lab = Lab::new("/nix/store");
+    let give = |path: PathBuf| chown(path, Some(USER), Some(USER)).unwrap();
+    for sub in ["builds", "builds/1", "builds/1/root", "builds/1/tmp", "builds/1/scratch", "builds/1/work"] {
+        give(lab.path(sub));
+    }
+    lab.give_to(USER, USER);
+    let run_as_user = |spec: &Spec| {
+        // setpriv stands for a daemon that was never root: it starts the helper with that user's ids.
+        let wrapper = lab.path("as-user");
+        let text = format!(
+            "#!/bin/sh\nexec setpriv --reuid {USER} --regid {USER} --clear-groups {} \"$@\"\n",
+            lab.path("helper").display()
+        );
+        fs::copy(HELPER, lab.path("helper")).unwrap();
+        fs::write(&wrapper, text).unwrap();
+        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+        // Scripts need a PATH; the helper's own environment is empty, and sh has a default.
+        let (helper, mut log) = Helper::spawn(&wrapper, spec).unwrap();
+        let mut text = String::new();
+        log.read_to_string(&mut text).unwrap();
+        (helper.wait().unwrap().expect("a report"), text)
+    };
+    let mut spec = lab.sandboxed("/bb/busybox id -u; echo made > $STORE/out; /bb/busybox cat $STORE/*-input/hello");
+    spec.identity = Identity::Caller;
+    let (report, log) = run_as_user(&spec);
+    assert!(matches!(report, Report::Ended { code: Some(0), .. }), "{report:?}\n{log}");
+    assert_eq!(log, "1000\nfrom the input\n");
+    assert_eq!(lab.output("out"), "made\n");
+
+    let mut spec = lab.unsandboxed("id -u; cat $STORE/*-input/hello; echo made > $STORE/out2");
+    spec.identity = Identity::Caller;
+    let (report, log) = run_as_user(&spec);
+    assert!(matches!(report, Report::Ended { code: Some(0), .. }), "{report:?}\n{log}");
+    assert_eq!(log, format!("{USER}\nfrom the input\n"));
+    assert_eq!(lab.output("out2"), "made\n");
+}
