@@ -1,1 +1,29 @@
 //! Content-addressed storage: blobs, Merkle directories, and the local engine of packs and an index.
+//!
+//! Everything is named by its BLAKE3 [`Digest`]. A *blob* is the contents of a file; a [`Directory`] lists names with
+//! the [`Node`]s behind them; both are handed out by services ([`BlobService`], [`DirectoryService`]) that know nothing
+//! of store paths.
+
+mod cache;
+pub mod collect;
+mod digest;
+mod directory;
+mod error;
+pub mod index;
+mod names;
+mod node;
+pub mod objects;
+pub mod pack;
+pub mod proto;
+mod services;
+
+pub use digest::{Digest, DigestError};
+pub use directory::{DecodeError, Directory, DirectoryError};
+pub use error::{BlobDamage, Error};
+pub use names::{NameError, NodeName, SymlinkTarget, TargetError};
+pub use node::Node;
+pub use proto::NodeError;
+#[doc(hidden)]
+pub use services::contract;
+pub use services::memory::MemoryStore;
+pub use services::{BlobService, BlobStat, DirectoryService};

@@ -1,0 +1,91 @@
+//! What can go wrong between a service and whoever uses it.
+
+use std::io;
+
+use crate::{DecodeError, Digest};
+
+/// Why a service could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No blob has this digest.
+    #[error("blob {0} is not here")]
+    BlobNotFound(Digest),
+    /// No directory has this digest.
+    #[error("directory {0} is not here")]
+    DirectoryNotFound(Digest),
+    /// Directories were to be put, but there was none.
+    #[error("no directory was given to put")]
+    NoDirectory,
+    /// A directory was put before one of the directories in it.
+    #[error("directory {parent} refers to {child}, which was neither sent before it nor is here")]
+    ChildNotFound {
+        /// The directory that was put.
+        parent: Digest,
+        /// The directory it refers to.
+        child: Digest,
+    },
+    /// A directory claims another size for a directory in it than that one has. Positions would lead astray.
+    #[error("directory {parent} says that {child} has {claimed} entries below it, but it has {actual}")]
+    ChildSize {
+        /// The directory that was put.
+        parent: Digest,
+        /// The directory it refers to.
+        child: Digest,
+        /// The size its parent claims.
+        claimed: u64,
+        /// The size it has.
+        actual: u64,
+    },
+    /// A blob is larger than a chunk list can describe.
+    #[error("a blob of more than {limit} bytes cannot be stored")]
+    BlobTooLarge {
+        /// How many bytes were read before giving up.
+        limit: u64,
+    },
+    /// The bytes of a blob could not be read from where they come from.
+    #[error("cannot read the bytes of a blob to store: {0}")]
+    Input(#[source] io::Error),
+    /// The bytes of a blob could not be written to where they go.
+    #[error("cannot write out the bytes of blob {digest}: {error}")]
+    Output {
+        /// The blob.
+        digest: Digest,
+        /// What happened.
+        #[source]
+        error: io::Error,
+    },
+    /// What is stored as a directory is not one.
+    #[error("directory {digest} is damaged: {error}")]
+    DamagedDirectory {
+        /// The digest it is stored under.
+        digest: Digest,
+        /// What is wrong with it.
+        #[source]
+        error: DecodeError,
+    },
+    /// What is stored for a blob does not make one.
+    #[error("blob {digest} is damaged: {damage}")]
+    DamagedBlob {
+        /// The blob.
+        digest: Digest,
+        /// What is wrong with it.
+        damage: BlobDamage,
+    },
+    /// Another implementation of a service failed in a way of its own.
+    #[error(transparent)]
+    Backend(#[from] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What can be wrong with a stored blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BlobDamage {
+    /// The chunk list's length is no multiple of an entry's, or its sizes are impossible.
+    #[error("its chunk list makes no sense")]
+    ChunkList,
+    /// A chunk in its list is not stored.
+    #[error("its chunk {0} is missing")]
+    MissingChunk(Digest),
+    /// A chunk has another length than the list says.
+    #[error("its chunk {0} has another length than its list says")]
+    ChunkLength(Digest),
+}
