@@ -1,1 +1,27 @@
-//! Drives stock nix clients against castored.
+//! A harness that drives unmodified Nix releases against a castored daemon.
+//!
+//! * [`machine`] brings a fresh Debian machine to the point where tests can run.
+//! * [`releases`] fetches the four stock Nix releases that castored promises to serve.
+//! * [`room`] gives a test its own mount namespace with an empty `/nix`, so that nothing outside is touched.
+//! * [`subject`] starts and stops the daemon under test: castored, or stock `nix-daemon` to prove a test right.
+//! * [`call`] runs client commands, as root or as an unprivileged user, and shows what they print.
+//! * [`wire`] and [`nar`] speak the worker protocol and the NAR format *independently of castored's own code*, so
+//!   that a mistake there cannot hide itself; [`grpc`] calls services knowing only what reflection tells.
+
+pub mod apt;
+pub mod call;
+pub mod checks;
+pub mod error;
+pub mod grpc;
+pub mod machine;
+pub mod nar;
+pub mod releases;
+pub mod room;
+pub mod subject;
+pub mod wire;
+
+pub use call::{Call, Output, Who};
+pub use error::{Error, Result};
+pub use releases::Release;
+pub use room::Room;
+pub use subject::{Daemon, Subject};

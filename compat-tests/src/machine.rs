@@ -1,0 +1,87 @@
+//! Brings a Debian machine to the point where the tests can run: packages, `/dev/fuse`, the Nix releases.
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::{Pid, geteuid};
+
+use crate::apt;
+use crate::error::{Context, Error, Result};
+use crate::releases::{self, Release};
+
+/// Everything downloaded for the tests lives here; safe to delete at any time.
+pub const CACHE: &str = "/var/tmp/castored-compat";
+
+/// The Debian packages the harness and the demo use.
+const PACKAGES: &[&str] = &["attr", "b3sum", "busybox-static", "fuse3", "patchelf", "procps", "xz-utils"];
+
+/// A machine on which tests can run.
+#[derive(Debug)]
+pub struct Machine {
+    /// The four stock releases, oldest first.
+    pub releases: Vec<Release>,
+}
+
+impl Machine {
+    /// The newest stock release: the usual client, and the stock daemon where one is needed.
+    pub fn newest(&self) -> &Release {
+        &self.releases[self.releases.len() - 1]
+    }
+
+    /// The release of that version, which must be one of the four.
+    pub fn release(&self, version: &str) -> Result<&Release> {
+        self.releases
+            .iter()
+            .find(|r| r.version == version)
+            .ok_or_else(|| Error::Wrong(format!("no stock release {version}")))
+    }
+}
+
+/// Why tests cannot run here (no root, no FUSE), if so.
+pub fn obstacle() -> Option<&'static str> {
+    if !geteuid().is_root() {
+        Some("not root: mount namespaces and a daemon of its own need root")
+    } else if !Path::new("/dev/fuse").exists() && Command::new("modprobe").arg("fuse").status().is_err() {
+        Some("no /dev/fuse on this machine")
+    } else {
+        None
+    }
+}
+
+/// Prepares the machine once per process; processes take turns. Later calls are cheap.
+pub fn prepare() -> Result<&'static Machine> {
+    static MACHINE: OnceLock<Machine> = OnceLock::new();
+    if let Some(machine) = MACHINE.get() {
+        return Ok(machine);
+    }
+    let cache = Path::new(CACHE);
+    fs::create_dir_all(cache).doing("creating", cache)?;
+    fs::set_permissions(cache, Permissions::from_mode(0o755)).doing("opening to all", cache)?;
+    let lock = cache.join(".lock");
+    let file = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(&lock);
+    let file = file.doing("opening", &lock)?;
+    let _turn = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| e).doing("locking", &lock)?;
+    apt::install(PACKAGES)?;
+    if Path::new("/dev/fuse").exists() {
+        // What udev does on a full system: the device itself checks who may mount.
+        fs::set_permissions("/dev/fuse", Permissions::from_mode(0o666)).doing("opening to all", "/dev/fuse")?;
+    }
+    remove_abandoned_rooms();
+    let releases = releases::fetch_all(cache)?;
+    Ok(MACHINE.get_or_init(|| Machine { releases }))
+}
+
+/// Deletes rooms whose process was killed before it could do so itself. Their mounts went with their namespaces.
+fn remove_abandoned_rooms() {
+    for entry in fs::read_dir("/var/tmp").into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|n| n.strip_prefix("castored-room-")?.split('-').next()?.parse::<i32>().ok());
+        if owner.is_some_and(|pid| nix::sys::signal::kill(Pid::from_raw(pid), None).is_err()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}

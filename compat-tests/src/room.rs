@@ -1,0 +1,145 @@
+//! A private room for one test: its own mount namespace with an empty `/nix` and extra users, on the machine's disk.
+//!
+//! The machine itself is not touched: `/nix` is not created there, and the users exist only in the room's copies of
+//! `/etc/passwd` and `/etc/group`. Mount namespaces belong to a thread, so a room is entered by the calling thread and
+//! by whatever it starts from then on; tests in other threads are not affected.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{chdir, pivot_root};
+
+use crate::error::{Context, Result};
+
+/// The unprivileged user that clients run as.
+pub const USER: &str = "castored-test";
+/// Its user and group id, outside the ranges that Debian hands out.
+pub const USER_ID: u32 = 61_880;
+/// The group whose members builds run as.
+pub const BUILD_GROUP: &str = "castored-build";
+/// Group id of the builders; the builders' user ids follow it.
+const BUILD_ID: u32 = 61_890;
+/// How many builds can run at once in a room.
+const BUILDERS: u32 = 4;
+
+/// The room that the calling thread has entered. Its directory is removed when this is dropped; the daemon in it must
+/// have been stopped before.
+#[derive(Debug)]
+pub struct Room {
+    dir: PathBuf,
+}
+
+impl Room {
+    /// Makes a room and moves the calling thread into it, for good.
+    pub fn enter(name: &str) -> Result<Self> {
+        let prefix = format!("castored-room-{}-{name}-", std::process::id());
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir_in("/var/tmp").doing("creating a room in", "/var/tmp")?;
+        let room = Self { dir: dir.keep() };
+        let d = &room.dir;
+        fs::set_permissions(d, Permissions::from_mode(0o755)).doing("opening to all", d)?;
+        for sub in ["nix", "root", "etc", "bin", "tmp", "home-user", "home-root"] {
+            fs::create_dir(d.join(sub)).doing("creating", d.join(sub))?;
+        }
+        fs::set_permissions(d.join("tmp"), Permissions::from_mode(0o1777)).doing("opening to all", d.join("tmp"))?;
+        chown(d.join("home-user"), Some(USER_ID), Some(USER_ID)).doing("giving away", d.join("home-user"))?;
+        room.write_users()?;
+        room.pivot()?;
+        Ok(room)
+    }
+
+    /// The room's directory on disk, readable by everybody; the same path inside and outside.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A path in the room's scratch directory, which everybody may write to.
+    pub fn tmp(&self, name: &str) -> PathBuf {
+        self.dir.join("tmp").join(name)
+    }
+
+    /// Writes a scratch file that everybody may read.
+    pub fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> Result<PathBuf> {
+        let path = self.tmp(name);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).doing("creating", parent)?;
+        }
+        fs::write(&path, contents).doing("writing", &path)?;
+        Ok(path)
+    }
+
+    /// Copies of the user and group tables with the test user and the builders added.
+    fn write_users(&self) -> Result<()> {
+        let mut passwd = fs::read_to_string("/etc/passwd").doing("reading", "/etc/passwd")?;
+        let mut group = fs::read_to_string("/etc/group").doing("reading", "/etc/group")?;
+        let home = self.dir.join("home-user");
+        passwd.push_str(&format!("{USER}:x:{USER_ID}:{USER_ID}::{}:/bin/sh\n", home.display()));
+        group.push_str(&format!("{USER}:x:{USER_ID}:\n"));
+        let mut members = Vec::new();
+        for n in 1..=BUILDERS {
+            let (name, id) = (format!("{BUILD_GROUP}{n}"), BUILD_ID + n);
+            passwd.push_str(&format!("{name}:x:{id}:{BUILD_ID}::/var/empty:/usr/sbin/nologin\n"));
+            members.push(name);
+        }
+        group.push_str(&format!("{BUILD_GROUP}:x:{BUILD_ID}:{}\n", members.join(",")));
+        fs::write(self.dir.join("etc/passwd"), passwd).doing("writing", self.dir.join("etc/passwd"))?;
+        fs::write(self.dir.join("etc/group"), group).doing("writing", self.dir.join("etc/group"))
+    }
+
+    /// A tmpfs root with every top-level entry of the machine bound into it, but for `/nix`. The root is pivoted to
+    /// rather than chrooted to, because the kernel refuses user namespaces, which sandboxes need, in a chroot.
+    fn pivot(&self) -> Result<()> {
+        let root = self.dir.join("root");
+        unshare(CloneFlags::CLONE_NEWNS).doing("unsharing the mount namespace of", &self.dir)?;
+        remount(None, Path::new("/"), MsFlags::MS_REC | MsFlags::MS_PRIVATE)?;
+        mount(Some("tmpfs"), &root, Some("tmpfs"), MsFlags::empty(), Some("mode=755")).doing("mounting", &root)?;
+        let mut entries: Vec<_> = fs::read_dir("/").doing("listing", "/")?.flatten().collect();
+        // /var holds this very root: bound first, it does not bring the other binds along a second time.
+        entries.sort_by_key(|e| e.file_name() != "var");
+        for entry in entries {
+            let (from, to) = (entry.path(), root.join(entry.file_name()));
+            let kind = entry.file_type().doing("looking at", &from)?;
+            if entry.file_name() == "nix" {
+                continue;
+            } else if kind.is_symlink() {
+                symlink(fs::read_link(&from).doing("reading", &from)?, &to).doing("linking", &to)?;
+            } else if kind.is_dir() {
+                fs::create_dir(&to).doing("creating", &to)?;
+                remount(Some(&from), &to, MsFlags::MS_BIND | MsFlags::MS_REC)?;
+            }
+        }
+        for (from, to) in [("etc/passwd", "etc/passwd"), ("etc/group", "etc/group")] {
+            remount(Some(&self.dir.join(from)), &root.join(to), MsFlags::MS_BIND)?;
+        }
+        let nix = root.join("nix");
+        fs::create_dir(&nix).doing("creating", &nix)?;
+        remount(Some(&self.dir.join("nix")), &nix, MsFlags::MS_BIND)?;
+        let old = root.join(".old");
+        fs::create_dir(&old).doing("creating", &old)?;
+        pivot_root(&root, &old).doing("pivoting to", &root)?;
+        chdir("/").doing("entering", "/")?;
+        umount2("/.old", MntFlags::MNT_DETACH).doing("detaching", "/.old")?;
+        fs::remove_dir("/.old").doing("removing", "/.old")?;
+        // The root as seen through /var: not needed, and in the way when the room is removed.
+        umount2(&root, MntFlags::MNT_DETACH).doing("detaching", &root)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        // A dead daemon's mount would make everything below it unreadable; nothing mounted is no problem either.
+        while umount2("/nix/store", MntFlags::MNT_DETACH).is_ok() {}
+        if std::env::var_os("CASTORED_KEEP_ROOMS").is_some() {
+            println!("kept: {}", self.dir.display());
+        } else {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// A bind or propagation change, which have neither a type nor data.
+fn remount(from: Option<&Path>, to: &Path, flags: MsFlags) -> Result<()> {
+    mount(from, to, None::<&str>, flags, None::<&str>).doing("mounting", to)
+}
