@@ -1,0 +1,322 @@
+//! Removing objects nothing refers to, and getting their space back.
+//!
+//! What is alive only the owner of the store knows, so a collection has two phases that it drives:
+//!
+//! 1. [`ObjectStore::begin_collection`] starts a new *epoch*: from now on every object that is put or found to be
+//!    there through an [`ObjectWriter`](crate::objects::ObjectWriter) is recorded as touched. It then waits until all
+//!    writers of earlier epochs are gone, since what they found before the recording is known to nobody. What those
+//!    importers committed is therefore there to be seen when the owner now calls [`Collection::mark`] for everything it
+//!    can reach.
+//! 2. [`Collection::sweep`] removes the entries of objects neither marked nor touched. Check and removal are one step
+//!    for everybody else. When the removals are durable, packs in which nothing is alive are deleted.
+//!
+//! Readers need not care: they have an object's bytes, or get None as if they had come later.
+//!
+//! Memory: at most 40 bytes per marked or touched object (a 16-byte fingerprint in a hash set), 40 MB per million.
+
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use xxhash_rust::xxh3::xxh3_128_with_seed;
+
+use crate::index::{Batch, IndexError};
+use crate::objects::{Core, ObjectError, ObjectKey, ObjectStore, key_bytes, key_of};
+use crate::pack::{PackError, Packs};
+
+/// Entries removed in one step, during which nobody else can enter objects.
+const STEP: usize = 1024;
+
+/// Why a collection could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectError {
+    /// There is one collection at a time.
+    #[error("another collection is running")]
+    Running,
+    /// Imports that began before the collection did not end in the time given. Nothing was removed.
+    #[error("{writers} imports were still running after {} seconds", waited.as_secs())]
+    Busy {
+        /// How many.
+        writers: usize,
+        /// For how long they were waited for.
+        waited: Duration,
+    },
+    /// The store could not do it. What was removed by then stays removed, and the rest stays.
+    #[error(transparent)]
+    Objects(#[from] ObjectError),
+}
+
+impl From<IndexError> for CollectError {
+    fn from(error: IndexError) -> Self {
+        Self::Objects(error.into())
+    }
+}
+
+impl From<PackError> for CollectError {
+    fn from(error: PackError) -> Self {
+        Self::Objects(error.into())
+    }
+}
+
+/// What a sweep did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Objects looked at.
+    pub examined: u64,
+    /// Objects removed.
+    pub removed_objects: u64,
+    /// Their contents' bytes.
+    pub removed_bytes: u64,
+    /// Packs deleted.
+    pub deleted_packs: u64,
+    /// Bytes of the deleted packs: what the filesystem got back.
+    pub freed_bytes: u64,
+}
+
+/// A set of objects, by 16 bytes of a hash that is seeded afresh for each set: nobody can prepare two objects that
+/// are taken for one.
+pub(crate) struct Fingerprints {
+    seed: u64,
+    set: HashSet<u128, BuildHasherDefault<Folded>>,
+}
+
+/// Fingerprints are hashes already.
+#[derive(Default)]
+struct Folded(u64);
+
+impl Hasher for Folded {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
+        }
+    }
+    fn write_u128(&mut self, fingerprint: u128) {
+        self.0 = fingerprint as u64;
+    }
+}
+
+impl Fingerprints {
+    pub(crate) fn new() -> Self {
+        Self { seed: RandomState::new().hash_one(0), set: HashSet::default() }
+    }
+
+    fn of(&self, key: &ObjectKey) -> u128 {
+        xxh3_128_with_seed(&key_bytes(key), self.seed)
+    }
+
+    /// Whether `key` was not in yet.
+    pub(crate) fn insert(&mut self, key: &ObjectKey) -> bool {
+        self.set.insert(self.of(key))
+    }
+
+    pub(crate) fn contains(&self, key: &ObjectKey) -> bool {
+        self.set.contains(&self.of(key))
+    }
+}
+
+/// Which writers began when.
+#[derive(Default)]
+pub(crate) struct Epochs {
+    state: Mutex<EpochState>,
+    left: Condvar,
+    collecting: AtomicBool,
+}
+
+#[derive(Default)]
+struct EpochState {
+    current: u64,
+    writers: BTreeMap<u64, usize>,
+}
+
+impl Epochs {
+    /// Counts a writer in the current epoch, which is returned.
+    pub(crate) fn enter(&self) -> u64 {
+        let mut state = self.state.lock();
+        let epoch = state.current;
+        *state.writers.entry(epoch).or_default() += 1;
+        epoch
+    }
+
+    pub(crate) fn leave(&self, epoch: u64) {
+        let mut state = self.state.lock();
+        if let Some(count) = state.writers.get_mut(&epoch) {
+            *count -= 1;
+            if *count == 0 {
+                state.writers.remove(&epoch);
+            }
+        }
+        self.left.notify_all();
+    }
+
+    /// Starts a new epoch and waits until no writer of an earlier one is left; else says how many are.
+    fn turn(&self, patience: Duration) -> Result<(), usize> {
+        let deadline = Instant::now() + patience;
+        let mut state = self.state.lock();
+        state.current += 1;
+        let current = state.current;
+        loop {
+            let earlier = state.writers.range(..current).map(|(_, count)| count).sum();
+            if earlier == 0 {
+                return Ok(());
+            }
+            if self.left.wait_until(&mut state, deadline).timed_out() {
+                return Err(earlier);
+            }
+        }
+    }
+}
+
+impl ObjectStore {
+    /// Begins a collection; waits at most `patience` for imports that are under way.
+    ///
+    /// Whoever computes what is alive does so *after* this, from what is committed then.
+    pub fn begin_collection(self: &Arc<Self>, patience: Duration) -> Result<Collection, CollectError> {
+        let core = &self.core;
+        if core.epochs.collecting.swap(true, Ordering::AcqRel) {
+            return Err(CollectError::Running);
+        }
+        // From here on its end is that of the recording.
+        let collection = Collection { core: Arc::clone(core), live: Fingerprints::new(), swept: Swept::default() };
+        core.catalog.record(Some(Fingerprints::new()));
+        match core.epochs.turn(patience) {
+            Ok(()) => Ok(collection),
+            Err(writers) => Err(CollectError::Busy { writers, waited: patience }),
+        }
+    }
+}
+
+/// A collection under way. To drop it is to abandon it.
+pub struct Collection {
+    core: Arc<Core>,
+    live: Fingerprints,
+    swept: Swept,
+}
+
+impl Collection {
+    /// Marks an object as alive; whether it was not marked before, which is when a walk has to go on below it.
+    pub fn mark(&mut self, key: &ObjectKey) -> bool {
+        self.live.insert(key)
+    }
+
+    /// Removes what is neither marked nor touched, and deletes packs in which nothing is alive. Durable on return.
+    ///
+    /// `progress` is called now and then; when it breaks, the sweep ends early, with nothing wrong: a later collection
+    /// does the rest.
+    pub fn sweep(mut self, progress: &mut dyn FnMut(&Swept) -> ControlFlow<()>) -> Result<Swept, CollectError> {
+        let core = Arc::clone(&self.core);
+        let mut dying = Vec::with_capacity(STEP);
+        let mut failed = None;
+        let mut ended = false;
+        core.index.scan_prefix(&core.tables.objects, &[], &mut |key, _| {
+            let Some(key) = key_of(key) else {
+                tracing::warn!(?key, "a key of the objects table names no object; left alone");
+                return ControlFlow::Continue(());
+            };
+            self.swept.examined += 1;
+            if !self.live.contains(&key) {
+                dying.push(key);
+            }
+            if dying.len() == STEP {
+                if let Err(error) = self.remove(&mut dying) {
+                    failed = Some(error);
+                    return ControlFlow::Break(());
+                }
+                ended = progress(&self.swept).is_break();
+                if ended {
+                    return ControlFlow::Break(());
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        self.remove(&mut dying)?;
+        if ended {
+            core.index.sync()?;
+        } else {
+            self.delete_packs()?;
+        }
+        Ok(self.swept)
+    }
+
+    /// Removes the entries of those of `dying` that nobody touched.
+    fn remove(&mut self, dying: &mut Vec<ObjectKey>) -> Result<(), ObjectError> {
+        let core = &self.core;
+        let mut state = core.catalog.lock();
+        let mut batch = Batch::new();
+        let mut changed = BTreeMap::new();
+        let mut swept = self.swept;
+        for key in dying.drain(..) {
+            if state.touched.as_ref().is_none_or(|touched| touched.contains(&key)) {
+                continue;
+            }
+            let Some(entry) = core.entry(&key)? else { continue };
+            let pack = entry.place.pack;
+            let usage = changed.entry(pack).or_insert_with(|| state.usage.get(&pack).copied().unwrap_or_default());
+            usage.live_objects = usage.live_objects.saturating_sub(1);
+            usage.live_bytes = usage.live_bytes.saturating_sub(u64::from(entry.length));
+            swept.removed_objects += 1;
+            swept.removed_bytes += u64::from(entry.length);
+            batch.delete(core.tables.objects, &key_bytes(&key));
+        }
+        for (&pack, usage) in &changed {
+            batch.put(core.tables.usage, &Packs::key(pack), usage.encode());
+        }
+        core.index.commit(batch)?;
+        state.usage.extend(changed);
+        self.swept = swept;
+        Ok(())
+    }
+
+    /// Deletes the packs in which nothing is alive.
+    fn delete_packs(&mut self) -> Result<(), CollectError> {
+        let core = &self.core;
+        let mut dead = Vec::new();
+        {
+            let state = core.catalog.lock();
+            for pack in core.packs.numbers() {
+                let alive = state.usage.get(&pack).is_some_and(|usage| usage.live_objects > 0);
+                if !alive && core.packs.seal(pack) {
+                    dead.push(pack);
+                }
+            }
+        }
+        // No index that a crash could bring back may point into what is deleted. This also writes the last word about
+        // the length of packs that were just sealed, which the next step takes back.
+        core.index.sync()?;
+        if dead.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        {
+            let mut state = core.catalog.lock();
+            for pack in &dead {
+                state.usage.remove(pack);
+                batch.delete(core.tables.usage, &Packs::key(*pack));
+                batch.delete(core.packs.lengths(), &Packs::key(*pack));
+            }
+        }
+        core.index.commit(batch)?;
+        core.index.sync()?;
+        for pack in dead {
+            self.swept.freed_bytes += core.packs.unlink(pack)?;
+            self.swept.deleted_packs += 1;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Collection {
+    fn drop(&mut self) {
+        self.core.catalog.record(None);
+        self.core.epochs.collecting.store(false, Ordering::Release);
+    }
+}

@@ -1,0 +1,184 @@
+//! The thread that moves generations from the overlay to the disk, and those who wait for it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use fjall::PersistMode;
+use parking_lot::{Condvar, Mutex};
+
+use super::overlay::Generation;
+use super::{DataFiles, FLUSH_INTERVAL, IndexError, Inner, database};
+
+/// After a failure nobody waited for, the time until the next try.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the flusher and its customers tell each other.
+///
+/// Flushes are numbered from 1. A commit that is visible before flush n starts is durable when n has succeeded, so
+/// whoever asks while flush n runs waits for n + 1.
+#[derive(Default)]
+pub(super) struct Flushing {
+    state: Mutex<State>,
+    /// Wakes the flusher.
+    work: Condvar,
+    /// Wakes those who wait for a flush to finish.
+    finished: Condvar,
+    /// Whether `state.error` is set: lets a commit look without the lock.
+    failing: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    /// The number of the last flush that started.
+    started: u64,
+    /// The number of the last flush that finished, well or not.
+    finished: u64,
+    /// The number of the last flush that succeeded.
+    durable: u64,
+    /// Somebody waits for this flush.
+    wanted: u64,
+    /// There are commits since the last flush started.
+    dirty: bool,
+    stop: bool,
+    /// Why the last flush failed.
+    error: Option<Arc<IndexError>>,
+    /// The error is one that trying again cannot cure.
+    broken: bool,
+}
+
+impl Flushing {
+    /// The error of the last flush.
+    pub(super) fn check(&self) -> Result<(), IndexError> {
+        if !self.failing.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        match &self.state.lock().error {
+            Some(error) => Err(IndexError::Flush(Arc::clone(error))),
+            None => Ok(()),
+        }
+    }
+
+    /// The overlay is no longer empty.
+    pub(super) fn something_to_do(&self) {
+        self.state.lock().dirty = true;
+        self.work.notify_one();
+    }
+
+    /// Waits for a flush that starts after this call.
+    pub(super) fn flush_and_wait(&self) -> Result<(), IndexError> {
+        let mut state = self.state.lock();
+        let mine = state.started + 1;
+        state.wanted = state.wanted.max(mine);
+        self.work.notify_one();
+        while state.finished < mine && !state.broken {
+            self.finished.wait(&mut state);
+        }
+        match &state.error {
+            Some(error) if state.durable < mine => Err(IndexError::Flush(Arc::clone(error))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Asks the flusher to write what there is and to end.
+    pub(super) fn stop(&self) {
+        self.state.lock().stop = true;
+        self.work.notify_one();
+    }
+
+    /// Waits for something to do; false when it is time to end.
+    fn next(&self) -> bool {
+        let mut state = self.state.lock();
+        while !(state.stop || state.dirty || state.wanted > state.started) {
+            self.work.wait(&mut state);
+        }
+        // Let commits gather, unless somebody waits.
+        let pause = if state.error.is_some() { RETRY_INTERVAL } else { FLUSH_INTERVAL };
+        let deadline = Instant::now() + pause;
+        while !state.stop && state.wanted <= state.started {
+            if self.work.wait_until(&mut state, deadline).timed_out() {
+                break;
+            }
+        }
+        if state.stop && !state.dirty && state.wanted <= state.started {
+            return false;
+        }
+        state.started += 1;
+        state.dirty = false;
+        true
+    }
+
+    /// Records how the flush went; false when the flusher must end.
+    fn finish(&self, result: Result<(), IndexError>) -> bool {
+        let mut state = self.state.lock();
+        state.finished = state.started;
+        match result {
+            Ok(()) => {
+                state.durable = state.started;
+                state.error = None;
+            }
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "writing the index to disk failed");
+                state.broken =
+                    matches!(error, IndexError::Data(_) | IndexError::Database { source: fjall::Error::Poisoned, .. });
+                state.error = Some(Arc::new(error));
+                state.dirty = true;
+            }
+        }
+        self.failing.store(state.error.is_some(), Ordering::Release);
+        self.finished.notify_all();
+        !(state.broken || state.stop && state.error.is_some())
+    }
+}
+
+/// What the data files want recorded and the database does not have yet, the last word for each key. It outlives a
+/// failed write: the files will not report it again.
+type Rows = HashMap<(usize, Bytes), Bytes>;
+
+/// The flusher thread.
+pub(super) fn run(inner: &Inner, data: &dyn DataFiles) {
+    let mut rows = Rows::new();
+    while inner.flushing.next() {
+        if !inner.flushing.finish(flush(inner, data, &mut rows)) {
+            return;
+        }
+    }
+}
+
+fn flush(inner: &Inner, data: &dyn DataFiles, rows: &mut Rows) -> Result<(), IndexError> {
+    if let Some(leftover) = inner.overlay.leftover() {
+        write(inner, data, rows, &leftover)?;
+        inner.overlay.done();
+    }
+    let generation = inner.overlay.swap();
+    write(inner, data, rows, &generation)?;
+    inner.overlay.done();
+    Ok(())
+}
+
+fn write(inner: &Inner, data: &dyn DataFiles, rows: &mut Rows, generation: &Generation) -> Result<(), IndexError> {
+    let fresh = data.make_durable().map_err(IndexError::Data)?;
+    rows.extend(fresh.into_iter().map(|row| ((row.table.0, row.key), row.value)));
+    if generation.is_empty() && rows.is_empty() {
+        return Ok(());
+    }
+    let mut batch = inner.database.batch().durability(Some(PersistMode::SyncAll));
+    {
+        let tables = inner.tables.read();
+        for (table, key, value) in generation.iter() {
+            let keyspace = &tables[table.0].1;
+            match value {
+                Some(value) => batch.insert(keyspace, &key[..], &value[..]),
+                None => batch.remove(keyspace, &key[..]),
+            }
+        }
+        for ((table, key), value) in rows.iter() {
+            batch.insert(&tables[*table].1, &key[..], &value[..]);
+        }
+    }
+    batch.commit().map_err(database("committing a generation"))?;
+    rows.clear();
+    Ok(())
+}

@@ -1,0 +1,344 @@
+//! The object store: chunks, chunk lists and directories in packs, found through the index.
+//!
+//! An object is immutable and known by its kind and the BLAKE3 digest of its contents. Objects are put through an
+//! [`ObjectWriter`], which gathers them into blocks; a block is compressed, appended to a pack and its objects entered
+//! into the index by one of a few shared threads, or by the writer itself. They are durable after
+//! [`ObjectStore::sync`], together with everything else the index has been told.
+//!
+//! On disk: `<dir>/index` is the database, `<dir>/packs` the packs. `FORMAT.md` tells the bytes of both.
+
+mod catalog;
+mod entry;
+mod landing;
+mod writer;
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::cache::BlockCache;
+use crate::collect::Epochs;
+use crate::digest::Digest;
+use crate::index::{Each, Index, IndexError, IndexOptions, RecoveredIndex, Table};
+use crate::pack::{PackError, Packs, SEAL_AT};
+pub(crate) use catalog::Catalog;
+pub(crate) use entry::{Entry, key_bytes, key_of};
+use landing::Workers;
+pub use writer::ObjectWriter;
+
+/// The version of the tables this code keeps in the index.
+pub const INDEX_VERSION: u32 = 1;
+/// The longest object there may be.
+pub const MAX_OBJECT: usize = crate::pack::MAX_RAW;
+/// Threads that compress, at most; one per core when there are fewer.
+const MAX_WORKERS: usize = 4;
+
+/// What an object is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum ObjectKind {
+    /// A piece of a blob, or a whole small blob.
+    Chunk = 1,
+    /// The list of the chunks of a large blob; its digest is that of the blob.
+    ChunkList = 2,
+    /// A directory in its canonical encoding.
+    Directory = 3,
+}
+
+impl ObjectKind {
+    pub(crate) fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            1 => Some(Self::Chunk),
+            2 => Some(Self::ChunkList),
+            3 => Some(Self::Directory),
+            _ => None,
+        }
+    }
+}
+
+/// What an object is known by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey {
+    /// What it is.
+    pub kind: ObjectKind,
+    /// BLAKE3 of what it says.
+    pub digest: Digest,
+}
+
+impl std::fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = match self.kind {
+            ObjectKind::Chunk => "chunk",
+            ObjectKind::ChunkList => "chunk list",
+            ObjectKind::Directory => "directory",
+        };
+        write!(f, "{kind} {}", self.digest)
+    }
+}
+
+/// Why an operation on objects failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    /// The index could not do it.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The packs could not do it.
+    #[error(transparent)]
+    Pack(#[from] PackError),
+    /// An object that exists cannot be read.
+    #[error("reading {key}")]
+    Unreadable {
+        /// The object.
+        key: ObjectKey,
+        /// Why.
+        source: PackError,
+    },
+    /// The index says something about an object that cannot be.
+    #[error("the index entry of {0} is damaged")]
+    Entry(ObjectKey),
+    /// The index says something about packs that cannot be.
+    #[error("the index's record of pack {0:02x?} is damaged")]
+    PackRow(Vec<u8>),
+    /// The index was written by another version.
+    #[error("the index has tables of version {found}, this castored knows version {INDEX_VERSION}")]
+    Version {
+        /// The version of the tables.
+        found: u32,
+    },
+    /// The object is longer than [`MAX_OBJECT`].
+    #[error("{key} has {length} bytes, more than the limit of {MAX_OBJECT}")]
+    TooLong {
+        /// The object.
+        key: ObjectKey,
+        /// Its length.
+        length: usize,
+    },
+    /// A thread that compresses could not be started.
+    #[error("starting a compression thread")]
+    Spawn(#[source] std::io::Error),
+    /// The threads that compress are gone.
+    #[error("the compression threads have stopped")]
+    Stopped,
+    /// The writer failed before and takes nothing more.
+    #[error("an earlier block of this writer could not be written")]
+    Failed,
+}
+
+/// What can be chosen when a store is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Bytes of decoded blocks kept in memory.
+    pub cache_bytes: u64,
+    /// The index's share of memory.
+    pub index: IndexOptions,
+    /// A pack is sealed before it grows beyond this many bytes.
+    pub seal_at: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { cache_bytes: 64 << 20, index: IndexOptions::default(), seal_at: SEAL_AT }
+    }
+}
+
+/// What a store holds and how it fares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Objects in the index.
+    pub objects: u64,
+    /// Their contents' bytes.
+    pub raw_bytes: u64,
+    /// Bytes of all packs, dead objects included.
+    pub stored_bytes: u64,
+    /// How many packs there are.
+    pub packs: u64,
+    /// Reads answered from decoded blocks since the store was opened.
+    pub cache_hits: u64,
+    /// Reads that had to fetch and decode their block.
+    pub cache_misses: u64,
+}
+
+/// The tables of the index that belong to the object store.
+#[derive(Clone, Copy)]
+pub(crate) struct Tables {
+    /// Kind and digest of an object: where it is.
+    pub(crate) objects: Table,
+    /// Number of a pack: what in it is alive.
+    pub(crate) usage: Table,
+}
+
+/// A store of objects in one directory, owned by one process at a time.
+pub struct ObjectStore {
+    // In this order: the workers stop before the catalog goes, the index flushes what is left while packs are there.
+    workers: Workers,
+    pub(crate) core: Arc<Core>,
+}
+
+/// What the store's threads share.
+pub(crate) struct Core {
+    pub(crate) index: Arc<Index>,
+    pub(crate) packs: Arc<Packs>,
+    pub(crate) catalog: Catalog,
+    pub(crate) tables: Tables,
+    pub(crate) epochs: Epochs,
+    cache: BlockCache,
+}
+
+impl ObjectStore {
+    /// Opens the store in `dir`, creating an empty one when there is none. What a crash left beyond the last durable
+    /// state is removed.
+    pub fn open(dir: &Path, options: Options) -> Result<Arc<Self>, ObjectError> {
+        let index_dir = dir.join("index");
+        std::fs::create_dir_all(&index_dir).map_err(|source| PackError::Io {
+            doing: "creating",
+            path: index_dir.clone(),
+            source,
+        })?;
+        let index = RecoveredIndex::open(&index_dir, &options.index)?;
+        let meta = index.table("meta")?;
+        let lengths = index.table("pack-lengths")?;
+        let tables = Tables { objects: index.table("objects")?, usage: index.table("pack-usage")? };
+
+        let fresh = match index.get(&meta, b"version")? {
+            None => true,
+            Some(version) => {
+                let found = <[u8; 4]>::try_from(&version[..]).map_or(0, u32::from_le_bytes);
+                if found != INDEX_VERSION {
+                    return Err(ObjectError::Version { found });
+                }
+                false
+            }
+        };
+        let mut committed = HashMap::new();
+        read_rows(
+            |each| index.scan_prefix(&lengths, &[], each),
+            |number, value| {
+                committed.insert(number, u64::from_le_bytes(value.try_into().ok()?));
+                Some(())
+            },
+        )?;
+        let (packs, recovery) = Packs::open(dir.join("packs"), options.seal_at, lengths, &committed)?;
+        if recovery != Default::default() {
+            tracing::info!(
+                truncated = recovery.truncated,
+                deleted = recovery.deleted,
+                "removed pack data that an unclean stop had left beyond the last durable state"
+            );
+        }
+        let mut usage = HashMap::new();
+        read_rows(
+            |each| index.scan_prefix(&tables.usage, &[], each),
+            |number, value| {
+                usage.insert(number, catalog::Usage::decode(value)?);
+                Some(())
+            },
+        )?;
+
+        let packs = Arc::new(packs);
+        let index = Arc::new(index.start(packs.clone())?);
+        if fresh {
+            let mut batch = crate::index::Batch::new();
+            batch.put(meta, b"version", INDEX_VERSION.to_le_bytes().to_vec());
+            index.commit(batch)?;
+        }
+        let catalog = Catalog::new(usage);
+        let cache = BlockCache::new(options.cache_bytes);
+        let core = Arc::new(Core { index, packs, catalog, tables, epochs: Epochs::default(), cache });
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
+        Ok(Arc::new(Self { workers: Workers::start(&core, threads)?, core }))
+    }
+
+    /// The index, in which others keep their tables, so that what they commit is durable together with objects.
+    #[must_use]
+    pub fn index(&self) -> &Arc<Index> {
+        &self.core.index
+    }
+
+    /// The contents of an object. The answer shares the memory of the block it stands in (about 128 KiB), which stays
+    /// in memory as long as the answer does.
+    pub fn get(&self, key: &ObjectKey) -> Result<Option<Bytes>, ObjectError> {
+        self.core.get(key)
+    }
+
+    /// Whether the object is there.
+    pub fn contains(&self, key: &ObjectKey) -> Result<bool, ObjectError> {
+        Ok(self.core.entry(key)?.is_some())
+    }
+
+    /// The object's length in bytes.
+    pub fn length(&self, key: &ObjectKey) -> Result<Option<u32>, ObjectError> {
+        Ok(self.core.entry(key)?.map(|entry| entry.length))
+    }
+
+    /// A writer for one import.
+    #[must_use]
+    pub fn writer(self: &Arc<Self>) -> ObjectWriter {
+        ObjectWriter::new(Arc::clone(self))
+    }
+
+    /// Makes everything durable that was visible before the call: flushed objects and commits to the index.
+    pub fn sync(&self) -> Result<(), ObjectError> {
+        Ok(self.core.index.sync()?)
+    }
+
+    /// What the store holds. Cheap: nothing is counted for it.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let (packs, stored_bytes) = self.core.packs.size();
+        let (cache_hits, cache_misses) = self.core.cache.hits_and_misses();
+        let (objects, raw_bytes) = self.core.catalog.totals();
+        Stats { objects, raw_bytes, stored_bytes, packs: packs as u64, cache_hits, cache_misses }
+    }
+}
+
+impl Core {
+    pub(crate) fn entry(&self, key: &ObjectKey) -> Result<Option<Entry>, ObjectError> {
+        match self.index.get(&self.tables.objects, &key_bytes(key))? {
+            None => Ok(None),
+            Some(value) => Entry::decode(&value).map(Some).ok_or(ObjectError::Entry(*key)),
+        }
+    }
+
+    fn get(&self, key: &ObjectKey) -> Result<Option<Bytes>, ObjectError> {
+        let mut before = None;
+        loop {
+            let Some(entry) = self.entry(key)? else { return Ok(None) };
+            match self.cache.get(&self.packs, entry.place) {
+                Ok(block) => {
+                    let start = entry.start as usize;
+                    let end = start + entry.length as usize;
+                    return if end <= block.len() {
+                        Ok(Some(block.slice(start..end)))
+                    } else {
+                        Err(ObjectError::Entry(*key))
+                    };
+                }
+                // Collected between the two steps: the index knows better by now, if all is well.
+                Err(PackError::Gone(_)) if before != Some(entry) => before = Some(entry),
+                Err(source) => return Err(ObjectError::Unreadable { key: *key, source }),
+            }
+        }
+    }
+}
+
+/// Reads a table whose keys are pack numbers.
+fn read_rows(
+    scan: impl FnOnce(Each<'_>) -> Result<(), IndexError>,
+    mut row: impl FnMut(u32, &[u8]) -> Option<()>,
+) -> Result<(), ObjectError> {
+    let mut damaged = None;
+    scan(&mut |key, value| match <[u8; 4]>::try_from(key).ok().and_then(|key| row(u32::from_be_bytes(key), value)) {
+        Some(()) => ControlFlow::Continue(()),
+        None => {
+            damaged = Some(key.to_vec());
+            ControlFlow::Break(())
+        }
+    })?;
+    damaged.map_or(Ok(()), |key| Err(ObjectError::PackRow(key)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! The one place where object entries are made and removed.
+//!
+//! Looking whether an object is there, entering it and keeping count of what is alive in each pack have to be one step,
+//! also with regard to a collection that removes entries. That step is the catalog's lock, which is held for memory
+//! operations and index lookups only, never while something is compressed or appended.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::entry::{Entry, key_bytes};
+use super::{Core, ObjectError, ObjectKey};
+use crate::index::Batch;
+use crate::pack::{BlockBuilder, Landing, Packs};
+
+/// What is alive in a pack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// Objects the index finds in it.
+    pub(crate) live_objects: u64,
+    /// Their contents' bytes.
+    pub(crate) live_bytes: u64,
+    /// Raw bytes of all its blocks: what `live_bytes` would be had nothing died.
+    pub(crate) raw_bytes: u64,
+}
+
+impl Usage {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        [self.live_objects, self.live_bytes, self.raw_bytes].map(u64::to_le_bytes).concat()
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (words, rest) = bytes.as_chunks::<8>();
+        match (words, rest) {
+            (&[objects, live, raw], []) => Some(Self {
+                live_objects: u64::from_le_bytes(objects),
+                live_bytes: u64::from_le_bytes(live),
+                raw_bytes: u64::from_le_bytes(raw),
+            }),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct CatalogState {
+    pub(crate) usage: HashMap<u32, Usage>,
+    /// While a collection runs: objects that were put or found since it began, by fingerprint.
+    pub(crate) touched: Option<crate::collect::Fingerprints>,
+}
+
+/// See the module.
+pub(crate) struct Catalog {
+    state: Mutex<CatalogState>,
+    /// Whether `touched` is there: spares the lock when no collection runs.
+    recording: AtomicBool,
+}
+
+impl Catalog {
+    pub(super) fn new(usage: HashMap<u32, Usage>) -> Self {
+        Self { state: Mutex::new(CatalogState { usage, touched: None }), recording: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, CatalogState> {
+        self.state.lock()
+    }
+
+    /// Starts or ends the recording of what is touched.
+    pub(crate) fn record(&self, touched: Option<crate::collect::Fingerprints>) {
+        let mut state = self.state.lock();
+        self.recording.store(touched.is_some(), Ordering::Release);
+        state.touched = touched;
+    }
+
+    /// Objects and bytes alive.
+    pub(super) fn totals(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        let sum = |total: (u64, u64), usage: &Usage| (total.0 + usage.live_objects, total.1 + usage.live_bytes);
+        state.usage.values().fold((0, 0), sum)
+    }
+}
+
+impl Core {
+    /// Whether the object is there; if so, a collection that runs will not remove it.
+    pub(super) fn touch(&self, key: &ObjectKey) -> Result<bool, ObjectError> {
+        if !self.catalog.recording.load(Ordering::Acquire) {
+            return Ok(self.entry(key)?.is_some());
+        }
+        let mut state = self.catalog.lock();
+        let found = self.entry(key)?.is_some();
+        if found && let Some(touched) = &mut state.touched {
+            touched.insert(key);
+        }
+        Ok(found)
+    }
+
+    /// Enters the objects of a block that was appended, but for those that came to be in the meantime.
+    pub(super) fn enter(&self, block: &BlockBuilder, landing: Landing) -> Result<(), ObjectError> {
+        let place = landing.place;
+        let mut state = self.catalog.lock();
+        let mut usage = state.usage.get(&place.pack).copied().unwrap_or_default();
+        usage.raw_bytes += block.raw_length() as u64;
+        let mut batch = Batch::new();
+        let mut entered = HashSet::new();
+        for (key, start, length) in block.objects() {
+            if entered.insert(key) && self.entry(&key)?.is_none() {
+                usage.live_objects += 1;
+                usage.live_bytes += u64::from(length);
+                let entry = Entry { place, start, length };
+                batch.put(self.tables.objects, &key_bytes(&key), entry.encode().to_vec());
+            }
+            if let Some(touched) = &mut state.touched {
+                touched.insert(&key);
+            }
+        }
+        batch.put(self.tables.usage, &Packs::key(place.pack), usage.encode());
+        self.index.commit(batch)?;
+        state.usage.insert(place.pack, usage);
+        Ok(())
+    }
+}

@@ -1,0 +1,122 @@
+use std::sync::Arc;
+
+use super::{MAX_OBJECT, ObjectError, ObjectKey, ObjectKind, ObjectStore, Options};
+use crate::Digest;
+
+fn open(dir: &std::path::Path) -> Arc<ObjectStore> {
+    ObjectStore::open(dir, Options::default()).unwrap()
+}
+
+fn chunk(contents: &[u8]) -> ObjectKey {
+    ObjectKey { kind: ObjectKind::Chunk, digest: Digest::of(contents) }
+}
+
+/// Text of about `length` bytes that differs for each `number`.
+fn text(number: usize, length: usize) -> Vec<u8> {
+    format!("the {number}th object says what objects say. ").into_bytes().into_iter().cycle().take(length).collect()
+}
+
+/// Bytes that do not compress.
+fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+#[test]
+fn what_was_put_is_there_before_and_after_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut contents: Vec<Vec<u8>> = (0..2000).map(|n| text(n, n * 7 % 5000)).collect();
+    contents.extend((0..10).map(|n| noise(n, 200_000)));
+    contents.push(Vec::new());
+    let mut total = 0;
+    {
+        let store = open(dir.path());
+        let mut writer = store.writer();
+        for contents in &contents {
+            if writer.put(chunk(contents), contents).unwrap() {
+                total += contents.len() as u64;
+            }
+        }
+        writer.flush().unwrap();
+        for contents in &contents {
+            assert_eq!(store.get(&chunk(contents)).unwrap().unwrap(), contents);
+            assert_eq!(store.length(&chunk(contents)).unwrap(), Some(contents.len() as u32));
+            assert!(!writer.put(chunk(contents), contents).unwrap());
+        }
+        assert_eq!(store.get(&chunk(b"never put")).unwrap(), None);
+        let as_directory = ObjectKey { kind: ObjectKind::Directory, ..chunk(&contents[5]) };
+        assert!(!store.contains(&as_directory).unwrap(), "the kind belongs to the key");
+    }
+    let store = open(dir.path());
+    for contents in &contents {
+        assert_eq!(store.get(&chunk(contents)).unwrap().unwrap(), contents);
+    }
+    let stats = store.stats();
+    assert_eq!(stats.raw_bytes, total);
+    // The text shrinks, the noise does not.
+    assert!(stats.stored_bytes > 2_000_000 && stats.stored_bytes < 3_000_000, "{stats:?}");
+}
+
+#[test]
+fn what_was_not_flushed_is_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let mut writer = store.writer();
+    assert!(writer.put(chunk(b"a"), b"a").unwrap());
+    assert!(!writer.put(chunk(b"a"), b"a").unwrap(), "the writer itself knows");
+    drop(writer);
+    assert!(!store.contains(&chunk(b"a")).unwrap());
+}
+
+#[test]
+fn an_object_that_is_too_long_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let contents = vec![0; MAX_OBJECT + 1];
+    let refused = store.writer().put(chunk(b"key"), &contents);
+    assert!(matches!(refused, Err(ObjectError::TooLong { length, .. }) if length == MAX_OBJECT + 1));
+}
+
+#[test]
+fn a_store_that_is_open_is_not_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let _store = open(dir.path());
+    let again = ObjectStore::open(dir.path(), Options::default());
+    assert!(matches!(again, Err(ObjectError::Index(crate::index::IndexError::Locked(_)))));
+}
+
+#[test]
+fn writers_of_the_same_objects_and_readers_get_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let contents: Vec<Vec<u8>> = (0..3000).map(|n| text(n, 100 + n % 3000)).collect();
+    std::thread::scope(|scope| {
+        for shift in 0..4 {
+            let (store, contents) = (&store, &contents);
+            scope.spawn(move || {
+                let mut writer = store.writer();
+                for n in 0..contents.len() {
+                    let contents = &contents[(n + shift * 700) % contents.len()];
+                    writer.put(chunk(contents), contents).unwrap();
+                }
+                writer.flush().unwrap();
+                for contents in contents {
+                    assert_eq!(store.get(&chunk(contents)).unwrap().unwrap(), contents);
+                }
+            });
+        }
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for contents in contents.iter().rev() {
+                    if let Some(found) = store.get(&chunk(contents)).unwrap() {
+                        assert_eq!(found, contents);
+                    }
+                }
+            });
+        }
+    });
+    let stats = store.stats();
+    assert_eq!(stats.objects, contents.len() as u64, "each object counts once");
+    assert_eq!(stats.raw_bytes, contents.iter().map(|contents| contents.len() as u64).sum::<u64>());
+}

@@ -1,0 +1,115 @@
+//! Putting objects.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::landing::Outstanding;
+use super::{MAX_OBJECT, ObjectError, ObjectKey, ObjectStore};
+use crate::pack::BlockBuilder;
+
+/// A block is closed when it has gathered this many raw bytes.
+const BLOCK: usize = 128 << 10;
+/// Blocks of one writer that may be under way: bounds its memory to about this many times [`BLOCK`].
+const MAX_OUTSTANDING: usize = 8;
+/// Keys a writer remembers of what it put lately. Forgetting one costs a second copy at worst.
+const MAX_RECENT: usize = 1 << 14;
+
+/// Puts the objects of one import.
+///
+/// An object becomes visible some time after [`put`](Self::put), and at the latest when [`flush`](Self::flush) returns.
+/// A writer that is dropped abandons what it has not flushed; what became visible by then is garbage that the next
+/// collection removes, unless something names it.
+///
+/// **A collection takes an object for alive when it was put, or found to be there, through a writer that began after
+/// the collection did; and it waits for writers that began before.** So an importer puts or [touches](Self::touch)
+/// *every* object it relies on, not only the topmost, and keeps its writer until what names them is committed.
+pub struct ObjectWriter {
+    store: Arc<ObjectStore>,
+    block: BlockBuilder,
+    /// What is in `block` or under way, so not in the index yet.
+    recent: HashSet<ObjectKey>,
+    outstanding: Arc<Outstanding>,
+    /// The epoch this writer began in.
+    epoch: u64,
+    failed: bool,
+}
+
+impl ObjectWriter {
+    pub(super) fn new(store: Arc<ObjectStore>) -> Self {
+        let epoch = store.core.epochs.enter();
+        Self {
+            store,
+            block: BlockBuilder::default(),
+            recent: HashSet::new(),
+            outstanding: Arc::default(),
+            epoch,
+            failed: false,
+        }
+    }
+
+    /// Puts an object, unless it is there; whether it was new. The caller vouches for the digest.
+    pub fn put(&mut self, key: ObjectKey, contents: &[u8]) -> Result<bool, ObjectError> {
+        if self.failed {
+            return Err(ObjectError::Failed);
+        }
+        if contents.len() > MAX_OBJECT {
+            return Err(ObjectError::TooLong { key, length: contents.len() });
+        }
+        if self.touch(&key)? {
+            return Ok(false);
+        }
+        // A large object does not drag a half-full block's neighbours into a huge one.
+        if contents.len() >= BLOCK && !self.block.is_empty() {
+            self.close_block()?;
+        }
+        self.recent.insert(key);
+        self.block.push(key, contents);
+        if self.block.raw_length() >= BLOCK || self.block.is_crowded() {
+            self.close_block()?;
+        }
+        Ok(true)
+    }
+
+    /// Whether the object is there or was put by this writer; if so, no collection removes it while this writer lives.
+    pub fn touch(&mut self, key: &ObjectKey) -> Result<bool, ObjectError> {
+        Ok(self.recent.contains(key) || self.store.core.touch(key)?)
+    }
+
+    /// Makes everything put so far visible.
+    pub fn flush(&mut self) -> Result<(), ObjectError> {
+        if self.failed {
+            return Err(ObjectError::Failed);
+        }
+        let last = std::mem::take(&mut self.block);
+        // Nothing else is left to do for this thread, so it compresses the last block itself. An import of one small
+        // object thus costs no change of threads.
+        let landed = if last.is_empty() { Ok(()) } else { self.store.core.land(&last) };
+        let result = self.outstanding.wait().and(landed);
+        self.failed = result.is_err();
+        self.recent.clear();
+        result
+    }
+
+    fn close_block(&mut self) -> Result<(), ObjectError> {
+        let block = std::mem::take(&mut self.block);
+        if self.recent.len() >= MAX_RECENT || self.outstanding.is_idle() {
+            self.recent.clear();
+            self.recent.extend(block.objects().map(|(key, ..)| key));
+        }
+        let result = self.store.workers.land(block, &self.outstanding, MAX_OUTSTANDING);
+        self.failed = result.is_err();
+        result
+    }
+}
+
+impl Drop for ObjectWriter {
+    fn drop(&mut self) {
+        // Blocks under way still enter objects that a later epoch would have to know of.
+        if let Err(error) = self.outstanding.wait()
+            && !self.failed
+        {
+            tracing::debug!(error = &error as &dyn std::error::Error, "a block of an abandoned import failed");
+        }
+        self.store.core.epochs.leave(self.epoch);
+    }
+}

@@ -1,0 +1,410 @@
+//! Pack files: append-only segments of compressed blocks. `FORMAT.md` has the layout of every byte.
+//!
+//! A pack is known by its number and named after it. Blocks are appended to one open pack at a time; when the next block
+//! would make it longer than the sealing size, it is sealed and another one begun. What the index records of a pack is
+//! its *committed length*: everything below it was on disk before the index said so, everything above it after a crash
+//! is cut off.
+
+mod block;
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::index::{DataFiles, DataRow, Table};
+pub use block::BlockError;
+pub(crate) use block::{BlockBuilder, EncodedBlock, MAX_RAW};
+
+/// The version of the pack format this code reads and writes.
+pub const PACK_VERSION: u32 = 1;
+/// A pack is sealed before it grows beyond this.
+pub const SEAL_AT: u64 = 256 << 20;
+
+const MAGIC: [u8; 8] = *b"castpack";
+/// Length of a pack's header: its first block begins here.
+pub(crate) const FILE_HEADER: usize = 32;
+/// Files of sealed packs that are kept open.
+const OPEN_FILES: usize = 128;
+
+/// Why an operation on pack files failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PackError {
+    /// The system refused.
+    #[error("{doing} {path}")]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Durable data is missing: a pack is shorter than the index remembers.
+    #[error("pack {path} is damaged: {actual} bytes long, but {committed} were committed")]
+    Short {
+        /// The pack.
+        path: PathBuf,
+        /// Its length.
+        actual: u64,
+        /// The length it had at least.
+        committed: u64,
+    },
+    /// A file does not begin as the pack with its number does.
+    #[error("{0} does not begin with the header of this pack")]
+    Header(PathBuf),
+    /// A pack of another version.
+    #[error("pack {path} has format version {version}, this castored knows version {PACK_VERSION}")]
+    Version {
+        /// The pack.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+    /// A block cannot be what the index says it is.
+    #[error("block at {offset} of pack {pack:08x}")]
+    Block {
+        /// The pack's number.
+        pack: u32,
+        /// Where the block begins.
+        offset: u64,
+        /// What is wrong.
+        source: BlockError,
+    },
+    /// zstd refused to compress.
+    #[error("compressing a block")]
+    Compress(#[source] io::Error),
+    /// The pack is not there: it was collected.
+    #[error("pack {0:08x} is gone")]
+    Gone(u32),
+    /// All pack numbers are used up.
+    #[error("no pack number is left")]
+    Exhausted,
+}
+
+fn at<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> PackError + 'a {
+    move |source| PackError::Io { doing, path: path.to_owned(), source }
+}
+
+/// Where a block stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Place {
+    pub(crate) pack: u32,
+    pub(crate) offset: u64,
+    /// The length of the whole block.
+    pub(crate) length: u32,
+}
+
+/// One pack.
+struct Pack {
+    number: u32,
+    path: PathBuf,
+    /// Everything below has been written.
+    written: AtomicU64,
+    /// Blocks whose index entries are not committed yet: while there are any, no index entry is no proof of no use.
+    landing: AtomicU64,
+}
+
+/// The pack that blocks are appended to.
+struct OpenPack {
+    pack: Arc<Pack>,
+    file: Arc<File>,
+}
+
+/// A block that was appended and keeps its pack from being dropped until its entries are committed.
+pub(crate) struct Landing {
+    pub(crate) place: Place,
+    pack: Arc<Pack>,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.pack.landing.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// All packs of one directory.
+pub(crate) struct Packs {
+    dir: PathBuf,
+    seal_at: u64,
+    lengths: Table,
+    packs: RwLock<HashMap<u32, Arc<Pack>>>,
+    open: Mutex<Appender>,
+    files: quick_cache::sync::Cache<u32, Arc<File>>,
+    /// A file was created since the directory was last synced.
+    created: AtomicBool,
+}
+
+struct Appender {
+    open: Option<OpenPack>,
+    /// Packs with appended bytes that are not yet durable, with their files.
+    unsynced: HashMap<u32, OpenPack>,
+    next: u32,
+}
+
+/// What [`Packs::open`] did to bring the files in line with the index.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Recovery {
+    pub(crate) truncated: usize,
+    pub(crate) deleted: usize,
+}
+
+impl Packs {
+    /// Opens the packs in `dir`, whose committed lengths are `committed`: cuts off what lies beyond, deletes packs the
+    /// index does not know.
+    pub(crate) fn open(
+        dir: PathBuf,
+        seal_at: u64,
+        lengths: Table,
+        committed: &HashMap<u32, u64>,
+    ) -> Result<(Self, Recovery), PackError> {
+        std::fs::create_dir_all(&dir).map_err(at("creating", &dir))?;
+        if let Some(parent) = dir.parent() {
+            File::open(parent).and_then(|parent| parent.sync_all()).map_err(at("syncing", parent))?;
+        }
+        let mut recovery = Recovery::default();
+        let mut newest = None;
+        for entry in std::fs::read_dir(&dir).map_err(at("listing", &dir))? {
+            let path = entry.map_err(at("listing", &dir))?.path();
+            let Some(number) = number_of(&path) else { continue };
+            newest = newest.max(Some(number));
+            if !committed.contains_key(&number) {
+                std::fs::remove_file(&path).map_err(at("deleting", &path))?;
+                recovery.deleted += 1;
+            }
+        }
+        let mut packs = HashMap::with_capacity(committed.len());
+        for (&number, &committed) in committed {
+            newest = newest.max(Some(number));
+            let path = path_of(&dir, number);
+            let actual = match std::fs::metadata(&path) {
+                Ok(metadata) => metadata.len(),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+                Err(error) => return Err(at("looking at", &path)(error)),
+            };
+            if actual < committed {
+                return Err(PackError::Short { path, actual, committed });
+            }
+            if actual > committed {
+                let file = OpenOptions::new().write(true).open(&path).map_err(at("opening", &path))?;
+                file.set_len(committed).and_then(|()| file.sync_all()).map_err(at("truncating", &path))?;
+                recovery.truncated += 1;
+            }
+            let written = AtomicU64::new(committed);
+            packs.insert(number, Arc::new(Pack { number, path, written, landing: AtomicU64::new(0) }));
+        }
+        // The last pack goes on where it ended, lest every restart leave a short one behind.
+        let open = match packs.values().max_by_key(|pack| pack.number) {
+            Some(pack) if pack.written.load(Ordering::Acquire) < seal_at => {
+                let path = &pack.path;
+                let file = OpenOptions::new().read(true).write(true).open(path).map_err(at("opening", path))?;
+                check_header(&file, pack)?;
+                Some(OpenPack { pack: Arc::clone(pack), file: Arc::new(file) })
+            }
+            _ => None,
+        };
+        let next = newest.map_or(Some(0), |newest| newest.checked_add(1)).ok_or(PackError::Exhausted)?;
+        let packs = Self {
+            dir,
+            seal_at,
+            lengths,
+            packs: RwLock::new(packs),
+            open: Mutex::new(Appender { open, unsynced: HashMap::new(), next }),
+            files: quick_cache::sync::Cache::new(OPEN_FILES),
+            created: AtomicBool::new(recovery.deleted > 0),
+        };
+        Ok((packs, recovery))
+    }
+
+    /// Appends `block`. It is durable after the next [`make_durable`](DataFiles::make_durable).
+    pub(crate) fn append(&self, mut block: EncodedBlock) -> Result<Landing, PackError> {
+        let mut appender = self.open.lock();
+        let full = |open: &OpenPack| {
+            let written = open.pack.written.load(Ordering::Acquire);
+            written > FILE_HEADER as u64 && written + block.length() as u64 > self.seal_at
+        };
+        if appender.open.as_ref().is_some_and(full) {
+            appender.open = None;
+        }
+        let open = match appender.open.take() {
+            Some(open) => open,
+            None => self.begin(&mut appender)?,
+        };
+        let offset = open.pack.written.load(Ordering::Acquire);
+        // After an error the next block overwrites what this one left: nothing above `written` counts.
+        let written = open.file.write_all_at(block.at(offset), offset).map_err(at("appending to", &open.pack.path));
+        if written.is_ok() {
+            open.pack.landing.fetch_add(1, Ordering::AcqRel);
+            open.pack.written.store(offset + block.length() as u64, Ordering::Release);
+            let unsynced = OpenPack { pack: Arc::clone(&open.pack), file: Arc::clone(&open.file) };
+            appender.unsynced.insert(open.pack.number, unsynced);
+        }
+        let pack = Arc::clone(&open.pack);
+        appender.open = Some(open);
+        written?;
+        Ok(Landing { place: Place { pack: pack.number, offset, length: block.length() as u32 }, pack })
+    }
+
+    fn begin(&self, appender: &mut Appender) -> Result<OpenPack, PackError> {
+        let number = appender.next;
+        let next = number.checked_add(1).ok_or(PackError::Exhausted)?;
+        let path = path_of(&self.dir, number);
+        // A file that a failed attempt left behind is overwritten.
+        let mut options = OpenOptions::new();
+        let file =
+            options.read(true).write(true).create(true).truncate(true).open(&path).map_err(at("creating", &path))?;
+        file.write_all_at(&header(number), 0).map_err(at("writing the header of", &path))?;
+        appender.next = next;
+        self.created.store(true, Ordering::Release);
+        let written = AtomicU64::new(FILE_HEADER as u64);
+        let pack = Arc::new(Pack { number, path, written, landing: AtomicU64::new(0) });
+        self.packs.write().insert(number, Arc::clone(&pack));
+        Ok(OpenPack { pack, file: Arc::new(file) })
+    }
+
+    /// The raw payload of the block at `place`, read from disk and verified.
+    pub(crate) fn read(&self, place: Place) -> Result<Bytes, PackError> {
+        let damaged = |source| PackError::Block { pack: place.pack, offset: place.offset, source };
+        if place.length as usize > block::MAX_BLOCK {
+            return Err(damaged(BlockError::Contradiction("length above the limit")));
+        }
+        let pack = self.packs.read().get(&place.pack).cloned().ok_or(PackError::Gone(place.pack))?;
+        if place.offset + u64::from(place.length) > pack.written.load(Ordering::Acquire) {
+            return Err(damaged(BlockError::Short));
+        }
+        let file = self.file(&pack)?;
+        let mut bytes = vec![0; place.length as usize];
+        file.read_exact_at(&mut bytes, place.offset).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => damaged(BlockError::Short),
+            _ => at("reading", &pack.path)(error),
+        })?;
+        block::decode(bytes, place.offset).map_err(damaged)
+    }
+
+    fn file(&self, pack: &Pack) -> Result<Arc<File>, PackError> {
+        self.files.get_or_insert_with(&pack.number, || {
+            let file = File::open(&pack.path).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => PackError::Gone(pack.number),
+                _ => at("opening", &pack.path)(error),
+            })?;
+            check_header(&file, pack)?;
+            Ok(Arc::new(file))
+        })
+    }
+
+    /// How many packs there are, and the bytes in them.
+    pub(crate) fn size(&self) -> (usize, u64) {
+        let packs = self.packs.read();
+        (packs.len(), packs.values().map(|pack| pack.written.load(Ordering::Acquire)).sum())
+    }
+
+    /// The numbers of all packs.
+    pub(crate) fn numbers(&self) -> Vec<u32> {
+        let mut numbers: Vec<u32> = self.packs.read().keys().copied().collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    /// Sees to it that pack `number` gets no more blocks; false when entries for some of its blocks are still to come.
+    pub(crate) fn seal(&self, number: u32) -> bool {
+        let mut appender = self.open.lock();
+        let Some(pack) = self.packs.read().get(&number).cloned() else { return false };
+        if pack.landing.load(Ordering::Acquire) > 0 {
+            return false;
+        }
+        if appender.open.as_ref().is_some_and(|open| open.pack.number == number) {
+            appender.open = None;
+        }
+        true
+    }
+
+    /// Deletes pack `number`, which the index must no longer know. Readers that have it open finish. Returns the
+    /// length of the file.
+    pub(crate) fn unlink(&self, number: u32) -> Result<u64, PackError> {
+        let Some(pack) = self.packs.write().remove(&number) else { return Ok(0) };
+        self.files.remove(&number);
+        self.open.lock().unsynced.remove(&number);
+        let length = std::fs::metadata(&pack.path).map_err(at("looking at", &pack.path))?.len();
+        std::fs::remove_file(&pack.path).map_err(at("deleting", &pack.path))?;
+        Ok(length)
+    }
+
+    /// The table of committed lengths.
+    pub(crate) fn lengths(&self) -> Table {
+        self.lengths
+    }
+
+    /// The key of pack `number` in the tables about packs.
+    pub(crate) fn key(number: u32) -> [u8; 4] {
+        number.to_be_bytes()
+    }
+}
+
+impl DataFiles for Packs {
+    fn make_durable(&self) -> io::Result<Vec<DataRow>> {
+        // Lengths are taken before the sync: what is appended during it belongs to the next one.
+        let unsynced: Vec<(OpenPack, u64)> = {
+            let unsynced = std::mem::take(&mut self.open.lock().unsynced);
+            let with_length = |open: OpenPack| {
+                let written = open.pack.written.load(Ordering::Acquire);
+                (open, written)
+            };
+            unsynced.into_values().map(with_length).collect()
+        };
+        let mut rows = Vec::with_capacity(unsynced.len());
+        for (open, written) in &unsynced {
+            open.file.sync_data()?;
+            rows.push(DataRow {
+                table: self.lengths,
+                key: Bytes::copy_from_slice(&Self::key(open.pack.number)),
+                value: Bytes::copy_from_slice(&written.to_le_bytes()),
+            });
+        }
+        if self.created.swap(false, Ordering::AcqRel) {
+            File::open(&self.dir)?.sync_all()?;
+        }
+        Ok(rows)
+    }
+}
+
+fn path_of(dir: &Path, number: u32) -> PathBuf {
+    dir.join(format!("{number:08x}.pack"))
+}
+
+fn number_of(path: &Path) -> Option<u32> {
+    let stem = path.file_name()?.to_str()?.strip_suffix(".pack")?;
+    let number = u32::from_str_radix(stem, 16).ok()?;
+    (format!("{number:08x}") == stem).then_some(number)
+}
+
+fn header(number: u32) -> [u8; FILE_HEADER] {
+    let mut header = [0; FILE_HEADER];
+    header[0..8].copy_from_slice(&MAGIC);
+    header[8..12].copy_from_slice(&PACK_VERSION.to_le_bytes());
+    header[12..16].copy_from_slice(&number.to_le_bytes());
+    let checksum = xxh3_64(&header[..24]);
+    header[24..32].copy_from_slice(&checksum.to_le_bytes());
+    header
+}
+
+fn check_header(file: &File, pack: &Pack) -> Result<(), PackError> {
+    let mut found = [0; FILE_HEADER];
+    file.read_exact_at(&mut found, 0).map_err(at("reading the header of", &pack.path))?;
+    if found == header(pack.number) {
+        return Ok(());
+    }
+    let mut checksum = [0; 8];
+    checksum.copy_from_slice(&found[24..32]);
+    let version = u32::from_le_bytes([found[8], found[9], found[10], found[11]]);
+    if found[0..8] == MAGIC && xxh3_64(&found[..24]).to_le_bytes() == checksum && version != PACK_VERSION {
+        return Err(PackError::Version { path: pack.path.clone(), version });
+    }
+    Err(PackError::Header(pack.path.clone()))
+}
