@@ -65,9 +65,6 @@ pub enum Invalid {
         /// The number.
         value: u64,
     },
-    /// The derivation's path, from which its name is taken, does not end in ".drv".
-    #[error("path '{0}' is not a derivation: its name does not end in '.drv'")]
-    NotADerivation(store_path::StorePath),
     /// No store path.
     #[error(transparent)]
     StorePath(#[from] store_path::Error),

@@ -4,14 +4,9 @@ use std::collections::BTreeMap;
 
 use super::Protocol;
 use super::values::{Value, read};
-use crate::content_address::{ContentAddress, Method};
-use crate::derivation::{BasicDerivation, Output, OutputName};
-use crate::hash::Hash;
+use crate::derivation::{BasicDerivation, Error, Output, OutputName};
 use crate::store_path::StorePath;
 use crate::wire::{Invalid, MAX_STRING, ReadError, Reader, Writer};
-
-/// Stands in place of an output's hash when the output may differ with each build.
-const IMPURE: &str = "impure";
 
 /// Reads the derivation of `drv_path`, whose name is not sent.
 pub(super) fn read_derivation(
@@ -22,34 +17,41 @@ pub(super) fn read_derivation(
     let mut outputs = BTreeMap::new();
     reader.each_of_strings(4, |reader| {
         let name: OutputName = read(reader, protocol)?;
-        outputs.insert(name, read_output(reader, protocol)?);
+        let (path, algorithm, hash) = (reader.text(MAX_STRING)?, reader.text(MAX_STRING)?, reader.text(MAX_STRING)?);
+        let output = Output::from_fields(&protocol.store_dir, path, algorithm, hash).map_err(Invalid::from)?;
+        outputs.insert(name, output);
         Ok(())
     })?;
-    let name = drv_path.name().strip_suffix(".drv").ok_or_else(|| Invalid::NotADerivation(drv_path.clone()))?;
-    Ok(BasicDerivation {
-        name: name.to_owned(),
-        outputs,
-        input_srcs: read(reader, protocol)?,
-        platform: reader.bytes(MAX_STRING)?.to_vec(),
-        builder: reader.bytes(MAX_STRING)?.to_vec(),
-        args: reader.list(1, |reader| Ok(reader.bytes(MAX_STRING)?.to_vec()))?,
-        env: {
-            let mut env = BTreeMap::new();
-            reader.each_of_strings(2, |reader| {
-                let key = reader.bytes(MAX_STRING)?.to_vec();
-                env.insert(key, reader.bytes(MAX_STRING)?.to_vec());
-                Ok(())
-            })?;
-            env
-        },
-    })
+    let input_srcs = read(reader, protocol)?;
+    let platform = reader.bytes(MAX_STRING)?.to_vec();
+    let builder = reader.bytes(MAX_STRING)?.to_vec();
+    let mut args = Vec::new();
+    reader.each_of_strings(1, |reader| {
+        args.push(reader.bytes(MAX_STRING)?.to_vec());
+        Ok(())
+    })?;
+    let mut env = BTreeMap::new();
+    reader.each_of_strings(2, |reader| {
+        let key = reader.bytes(MAX_STRING)?.to_vec();
+        env.insert(key, reader.bytes(MAX_STRING)?.to_vec());
+        Ok(())
+    })?;
+    let invalid = |error| ReadError::from(Invalid::Derivation(error));
+    let name = drv_path.name().strip_suffix(".drv").ok_or_else(|| invalid(Error::NotADerivation(drv_path.clone())))?;
+    if outputs.is_empty() {
+        return Err(invalid(Error::NoOutputs(name.to_owned())));
+    }
+    Ok(BasicDerivation { name: name.to_owned(), outputs, input_srcs, platform, builder, args, env })
 }
 
 /// The way back from [`read_derivation`].
 pub(super) fn write_derivation(derivation: &BasicDerivation, protocol: &Protocol, writer: &mut Writer) {
     writer.list(&derivation.outputs, |writer, (name, output)| {
         name.write(protocol, writer);
-        write_output(output, protocol, writer);
+        let (path, algorithm, hash) = output.to_fields(&protocol.store_dir);
+        writer.bytes(path);
+        writer.bytes(algorithm);
+        writer.bytes(hash);
     });
     derivation.input_srcs.write(protocol, writer);
     writer.bytes(&derivation.platform);
@@ -59,31 +61,4 @@ pub(super) fn write_derivation(derivation: &BasicDerivation, protocol: &Protocol
         writer.bytes(key);
         writer.bytes(value);
     });
-}
-
-/// An output by its three strings: path, hash algorithm with the method's prefix, and hash.
-fn read_output(reader: &mut Reader<'_>, protocol: &Protocol) -> Result<Output, ReadError> {
-    let path: Option<StorePath> = read(reader, protocol)?;
-    let algorithm = reader.text(MAX_STRING)?;
-    let hash = reader.text(MAX_STRING)?;
-    Ok(Output::from_fields(path, algorithm, hash).map_err(Invalid::Derivation)?)
-}
-
-fn write_output(output: &Output, protocol: &Protocol, writer: &mut Writer) {
-    let algorithm = |method: Method, algorithm| format!("{}{algorithm}", method.prefix());
-    let (path, algorithm, hash) = match output {
-        Output::InputAddressed(path) => (Some(path), String::new(), String::new()),
-        Output::Fixed { path, ca: ContentAddress { method, hash } } => {
-            (Some(path), algorithm(*method, hash.algorithm()), Hash::to_base16(hash))
-        }
-        Output::Floating { method, algo } => (None, algorithm(*method, *algo), String::new()),
-        Output::Deferred => (None, String::new(), String::new()),
-        Output::Impure { method, algo } => (None, algorithm(*method, *algo), IMPURE.to_owned()),
-    };
-    match path {
-        Some(path) => path.write(protocol, writer),
-        None => writer.bytes(""),
-    }
-    writer.bytes(algorithm);
-    writer.bytes(hash);
 }

@@ -2,19 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::derivation::{read_derivation, write_derivation};
-use super::values::{Value, read, read_base_name};
 use super::{
-    BuildMode, ClientOptions, CollectGarbage, DerivedPath, DrvOutput, Operation, Payload, Protocol, Realisation,
-    read_path_info, write_path_info,
+    BuildMode, ClientOptions, CollectGarbage, DerivedPath, DrvOutput, MethodText, Operation, Payload, Protocol,
+    Realisation,
 };
-use crate::content_address::{self, ContentAddress, Method};
+use crate::content_address::ContentAddress;
 use crate::derivation::BasicDerivation;
-use crate::hash::Algorithm;
 use crate::path_info::PathInfo;
 use crate::signature::Signature;
 use crate::store_path::StorePath;
-use crate::wire::{Invalid, MAX_STRING, ReadError, Reader, Writer};
+use crate::wire::MAX_STRING;
 
 /// Largest request without its payload, in bytes. Who receives requests refuses what needs more.
 pub const MAX_REQUEST: usize = MAX_STRING;
@@ -195,230 +192,7 @@ pub struct AddToStoreNar {
     pub dont_check_sigs: bool,
 }
 
-/// A content-address method as a client wrote it. Kept as text because it stands in front of a payload: an error in it
-/// must not cost the connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MethodText(String);
-
-impl MethodText {
-    /// What AddToStore below 1.25 writes as a single number.
-    const RECURSIVE_SHA256: &'static str = "fixed:r:sha256";
-
-    /// The text for a method and algorithm.
-    pub fn new(method: Method, algorithm: Algorithm) -> Self {
-        Self(content_address::method_to_string(method, algorithm))
-    }
-
-    /// The method and algorithm, if it names any.
-    pub fn resolve(&self) -> Result<(Method, Algorithm), content_address::Error> {
-        content_address::parse_method(&self.0)
-    }
-
-    /// Reads the fields of AddToStore below 1.25.
-    fn read_old(reader: &mut Reader<'_>) -> Result<Self, ReadError> {
-        let fixed = reader.bool()?;
-        let recursive = match reader.u8()? {
-            0 => "",
-            1 => "r:",
-            tag => return Err(Invalid::UnknownTag { what: "ingestion method", value: tag.into() }.into()),
-        };
-        let algorithm = reader.lossy_text(MAX_STRING)?;
-        Ok(Self(if fixed { format!("fixed:{recursive}{algorithm}") } else { Self::RECURSIVE_SHA256.to_owned() }))
-    }
-
-    /// Writes the fields of AddToStore below 1.25, which cannot express text hashing.
-    fn write_old(&self, writer: &mut Writer) {
-        let text = self.0.strip_prefix("fixed:").unwrap_or(&self.0);
-        let (recursive, algorithm) = match text.strip_prefix("r:") {
-            Some(algorithm) => (true, algorithm),
-            None => (false, text),
-        };
-        writer.bool(self.0 != Self::RECURSIVE_SHA256);
-        writer.bool(recursive);
-        writer.bytes(algorithm);
-    }
-}
-
 impl Request {
-    /// Takes a request. On [`ReadError::Incomplete`] decode again from the start when more has arrived; on
-    /// [`ReadError::Invalid`] the connection is out of step and can only be closed after the error is told.
-    pub fn decode(reader: &mut Reader<'_>, protocol: &Protocol) -> Result<Self, ReadError> {
-        let code = reader.u32()?.into();
-        let operation = Operation::from_code(code).ok_or(Invalid::Operation(code))?;
-        Self::decode_arguments(operation, reader, protocol)
-    }
-
-    #[rustfmt::skip] // one line for each operation that has one argument
-    fn decode_arguments(operation: Operation, r: &mut Reader<'_>, p: &Protocol) -> Result<Self, ReadError> {
-        Ok(match operation {
-            Operation::IsValidPath => Self::IsValidPath(read(r, p)?),
-            Operation::HasSubstitutes => Self::HasSubstitutes(read(r, p)?),
-            Operation::QueryPathHash => Self::QueryPathHash(read(r, p)?),
-            Operation::QueryReferences => Self::QueryReferences(read(r, p)?),
-            Operation::QueryReferrers => Self::QueryReferrers(read(r, p)?),
-            Operation::AddToStore if p.since(25) => Self::AddToStore(AddToStore {
-                name: r.lossy_text(MAX_STRING)?,
-                method: MethodText(r.lossy_text(MAX_STRING)?),
-                references: read(r, p)?,
-                repair: r.bool()?,
-            }),
-            Operation::AddToStore => Self::AddToStoreOld {
-                name: r.lossy_text(MAX_STRING)?,
-                method: MethodText::read_old(r)?,
-            },
-            Operation::AddTextToStore => Self::AddTextToStore {
-                name: r.lossy_text(MAX_STRING)?,
-                text: r.bytes(MAX_STRING)?.to_vec(),
-                references: read(r, p)?,
-            },
-            Operation::BuildPaths => Self::BuildPaths { paths: read(r, p)?, mode: read(r, p)? },
-            Operation::EnsurePath => Self::EnsurePath(read(r, p)?),
-            Operation::AddTempRoot => Self::AddTempRoot(read(r, p)?),
-            Operation::AddIndirectRoot => Self::AddIndirectRoot(r.bytes(MAX_STRING)?.to_vec()),
-            Operation::SyncWithGc => Self::SyncWithGc,
-            Operation::FindRoots => Self::FindRoots,
-            Operation::ExportPath => {
-                let path = read(r, p)?;
-                let _sign = r.u64()?;
-                Self::ExportPath(path)
-            }
-            Operation::QueryDeriver => Self::QueryDeriver(read(r, p)?),
-            Operation::SetOptions => Self::SetOptions(ClientOptions::decode(r, p)?),
-            Operation::CollectGarbage => Self::CollectGarbage(CollectGarbage::decode(r, p)?),
-            Operation::QuerySubstitutablePathInfo => Self::QuerySubstitutablePathInfo(read(r, p)?),
-            Operation::QueryDerivationOutputs => Self::QueryDerivationOutputs(read(r, p)?),
-            Operation::QueryAllValidPaths => Self::QueryAllValidPaths,
-            Operation::QueryPathInfo => Self::QueryPathInfo(read(r, p)?),
-            Operation::ImportPaths => Self::ImportPaths,
-            Operation::QueryDerivationOutputNames => Self::QueryDerivationOutputNames(read(r, p)?),
-            Operation::QueryPathFromHashPart => Self::QueryPathFromHashPart(r.lossy_text(MAX_STRING)?),
-            Operation::QuerySubstitutablePathInfos if p.since(22) => Self::QuerySubstitutablePathInfos(read(r, p)?),
-            Operation::QuerySubstitutablePathInfos => {
-                let paths: BTreeSet<StorePath> = read(r, p)?;
-                Self::QuerySubstitutablePathInfos(paths.into_iter().map(|path| (path, None)).collect())
-            }
-            Operation::QueryValidPaths => Self::QueryValidPaths {
-                paths: read(r, p)?,
-                substitute: p.since(27) && r.bool()?,
-            },
-            Operation::QuerySubstitutablePaths => Self::QuerySubstitutablePaths(read(r, p)?),
-            Operation::QueryValidDerivers => Self::QueryValidDerivers(read(r, p)?),
-            Operation::OptimiseStore => Self::OptimiseStore,
-            Operation::VerifyStore => Self::VerifyStore { check_contents: r.bool()?, repair: r.bool()? },
-            Operation::BuildDerivation => {
-                let drv_path = read(r, p)?;
-                let derivation = read_derivation(r, p, &drv_path)?;
-                Self::BuildDerivation { drv_path, derivation, mode: read(r, p)? }
-            }
-            Operation::AddSignatures => Self::AddSignatures { path: read(r, p)?, signatures: read(r, p)? },
-            Operation::NarFromPath => Self::NarFromPath(read(r, p)?),
-            Operation::AddToStoreNar => Self::AddToStoreNar(AddToStoreNar {
-                info: read_path_info(r, p)?,
-                repair: r.bool()?,
-                dont_check_sigs: r.bool()?,
-            }),
-            Operation::QueryMissing => Self::QueryMissing(read(r, p)?),
-            Operation::QueryDerivationOutputMap => Self::QueryDerivationOutputMap(read(r, p)?),
-            Operation::RegisterDrvOutput => Self::RegisterDrvOutput(Realisation::decode(r, p)?),
-            Operation::QueryRealisation => Self::QueryRealisation(read(r, p)?),
-            Operation::AddMultipleToStore => Self::AddMultipleToStore { repair: r.bool()?, dont_check_sigs: r.bool()? },
-            Operation::AddBuildLog => Self::AddBuildLog(read_base_name(r)?),
-            Operation::BuildPathsWithResults => Self::BuildPathsWithResults { paths: read(r, p)?, mode: read(r, p)? },
-            Operation::AddPermRoot => Self::AddPermRoot { path: read(r, p)?, link: r.bytes(MAX_STRING)?.to_vec() },
-        })
-    }
-
-    /// Appends the request. [`Self::AddToStore`] needs 1.25, [`Self::AddToStoreOld`] less.
-    pub fn encode(&self, protocol: &Protocol, writer: &mut Writer) {
-        let (p, w) = (protocol, writer);
-        w.u64(self.operation().code());
-        match self {
-            Self::IsValidPath(path)
-            | Self::HasSubstitutes(path)
-            | Self::QueryPathHash(path)
-            | Self::QueryReferences(path)
-            | Self::QueryReferrers(path)
-            | Self::EnsurePath(path)
-            | Self::AddTempRoot(path)
-            | Self::QueryDeriver(path)
-            | Self::QuerySubstitutablePathInfo(path)
-            | Self::QueryDerivationOutputs(path)
-            | Self::QueryPathInfo(path)
-            | Self::QueryDerivationOutputNames(path)
-            | Self::QueryValidDerivers(path)
-            | Self::NarFromPath(path)
-            | Self::QueryDerivationOutputMap(path) => path.write(p, w),
-            Self::SyncWithGc | Self::FindRoots | Self::QueryAllValidPaths | Self::ImportPaths | Self::OptimiseStore => {
-            }
-            Self::AddToStore(AddToStore { name, method, references, repair }) => {
-                w.bytes(name);
-                w.bytes(&method.0);
-                references.write(p, w);
-                w.bool(*repair);
-            }
-            Self::AddToStoreOld { name, method } => {
-                w.bytes(name);
-                method.write_old(w);
-            }
-            Self::AddTextToStore { name, text, references } => {
-                w.bytes(name);
-                w.bytes(text);
-                references.write(p, w);
-            }
-            Self::BuildPaths { paths, mode } | Self::BuildPathsWithResults { paths, mode } => {
-                paths.write(p, w);
-                mode.write(p, w);
-            }
-            Self::AddIndirectRoot(link) => w.bytes(link),
-            Self::ExportPath(path) => {
-                path.write(p, w);
-                w.bool(false);
-            }
-            Self::SetOptions(options) => options.encode(p, w),
-            Self::CollectGarbage(collect) => collect.encode(p, w),
-            Self::QueryPathFromHashPart(hash_part) => w.bytes(hash_part),
-            Self::QuerySubstitutablePathInfos(paths) if p.since(22) => paths.write(p, w),
-            Self::QuerySubstitutablePathInfos(paths) => w.list(paths.keys(), |w, path| path.write(p, w)),
-            Self::QueryValidPaths { paths, substitute } => {
-                paths.write(p, w);
-                if p.since(27) {
-                    w.bool(*substitute);
-                }
-            }
-            Self::QuerySubstitutablePaths(paths) => paths.write(p, w),
-            Self::VerifyStore { check_contents, repair } => {
-                w.bool(*check_contents);
-                w.bool(*repair);
-            }
-            Self::BuildDerivation { drv_path, derivation, mode } => {
-                drv_path.write(p, w);
-                write_derivation(derivation, p, w);
-                mode.write(p, w);
-            }
-            Self::AddSignatures { path, signatures } => {
-                path.write(p, w);
-                signatures.write(p, w);
-            }
-            Self::AddToStoreNar(AddToStoreNar { info, repair, dont_check_sigs }) => {
-                write_path_info(info, p, w);
-                w.bool(*repair);
-                w.bool(*dont_check_sigs);
-            }
-            Self::QueryMissing(paths) => paths.write(p, w),
-            Self::RegisterDrvOutput(realisation) => realisation.encode(p, w),
-            Self::QueryRealisation(id) => id.write(p, w),
-            Self::AddMultipleToStore { repair, dont_check_sigs } => {
-                w.bool(*repair);
-                w.bool(*dont_check_sigs);
-            }
-            Self::AddBuildLog(drv_path) => w.bytes(drv_path.base_name()),
-            Self::AddPermRoot { path, link } => {
-                path.write(p, w);
-                w.bytes(link);
-            }
-        }
-    }
-
     /// The operation asked for.
     pub fn operation(&self) -> Operation {
         match self {
@@ -469,14 +243,51 @@ impl Request {
 
     /// How the data that belongs to the request is transported.
     pub fn payload(&self, protocol: &Protocol) -> Payload {
-        match self {
-            Self::AddToStore(_) | Self::AddMultipleToStore { .. } | Self::AddBuildLog(_) => Payload::Framed,
-            Self::AddToStoreOld { .. } => Payload::InlineNar,
-            Self::AddToStoreNar(_) if protocol.since(23) => Payload::Framed,
-            Self::AddToStoreNar(_) if protocol.since(21) => Payload::StderrRead,
-            Self::AddToStoreNar(_) => Payload::InlineNar,
-            Self::ImportPaths => Payload::StderrRead,
-            _ => Payload::None,
+        match self.operation() {
+            Operation::AddToStore if protocol.since(25) => Payload::Framed,
+            Operation::AddToStore => Payload::InlineNar,
+            Operation::AddToStoreNar if protocol.since(23) => Payload::Framed,
+            Operation::AddToStoreNar if protocol.since(21) => Payload::StderrRead,
+            Operation::AddToStoreNar => Payload::InlineNar,
+            Operation::ImportPaths => Payload::StderrRead,
+            Operation::AddMultipleToStore | Operation::AddBuildLog => Payload::Framed,
+            Operation::IsValidPath
+            | Operation::HasSubstitutes
+            | Operation::QueryPathHash
+            | Operation::QueryReferences
+            | Operation::QueryReferrers
+            | Operation::AddTextToStore
+            | Operation::BuildPaths
+            | Operation::EnsurePath
+            | Operation::AddTempRoot
+            | Operation::AddIndirectRoot
+            | Operation::SyncWithGc
+            | Operation::FindRoots
+            | Operation::ExportPath
+            | Operation::QueryDeriver
+            | Operation::SetOptions
+            | Operation::CollectGarbage
+            | Operation::QuerySubstitutablePathInfo
+            | Operation::QueryDerivationOutputs
+            | Operation::QueryAllValidPaths
+            | Operation::QueryPathInfo
+            | Operation::QueryDerivationOutputNames
+            | Operation::QueryPathFromHashPart
+            | Operation::QuerySubstitutablePathInfos
+            | Operation::QueryValidPaths
+            | Operation::QuerySubstitutablePaths
+            | Operation::QueryValidDerivers
+            | Operation::OptimiseStore
+            | Operation::VerifyStore
+            | Operation::BuildDerivation
+            | Operation::AddSignatures
+            | Operation::NarFromPath
+            | Operation::QueryMissing
+            | Operation::QueryDerivationOutputMap
+            | Operation::RegisterDrvOutput
+            | Operation::QueryRealisation
+            | Operation::BuildPathsWithResults
+            | Operation::AddPermRoot => Payload::None,
         }
     }
 }
