@@ -29,8 +29,8 @@ impl MountEntry {
 pub(crate) fn mount_at(mountpoint: &Path) -> io::Result<Option<MountEntry>> {
     let table = std::fs::read("/proc/self/mountinfo")?;
     // Later mounts come later in the table and hide earlier ones.
-    let entries = table.split(|byte| *byte == b'\n').filter_map(parse_line);
-    Ok(entries.filter(|entry| entry.mountpoint == mountpoint).next_back())
+    let mut entries = table.split(|byte| *byte == b'\n').filter_map(parse_line);
+    Ok(entries.rfind(|entry| entry.mountpoint == mountpoint))
 }
 
 /// Reads `id parent major:minor root mountpoint options [optional fields] - type source options`.

@@ -1,0 +1,129 @@
+//! Paths that come and go while programs look.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::fixture::{mounted, names};
+
+#[test]
+fn a_new_path_is_there_at_once_for_whoever_looked_before() {
+    let Some(store) = mounted() else { return };
+    for i in 0..200 {
+        let name = format!("path-{i:04}");
+        // The base name depends on the name alone, so it can be looked for before it is there.
+        let base = store.view.add(&name, store.view.file("old"));
+        store.view.remove(&base);
+        assert_eq!(fs::read(store.path(&base)).unwrap_err().kind(), ErrorKind::NotFound);
+        let before = names(store.root());
+        assert!(!before.contains(&base));
+        assert_eq!(store.view.add(&name, store.view.file("new")), base);
+        let after = names(store.root());
+        assert!(after.contains(&base), "listing after adding {base}");
+        assert_eq!(after.len(), before.len() + 1);
+        assert_eq!(fs::read(store.path(&base)).unwrap(), b"new");
+    }
+}
+
+#[test]
+fn a_removed_path_is_gone_at_once() {
+    let Some(store) = mounted() else { return };
+    let view = &store.view;
+    for i in 0..200 {
+        let base = view.add(&format!("path-{i}"), view.directory([("file", view.file(i.to_string()))]));
+        assert_eq!(fs::read_to_string(store.path(&base).join("file")).unwrap(), i.to_string());
+        assert!(names(store.root()).contains(&base));
+        view.remove(&base);
+        assert_eq!(fs::symlink_metadata(store.path(&base)).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(fs::read(store.path(&base).join("file")).unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(!names(store.root()).contains(&base));
+    }
+}
+
+#[test]
+fn a_path_that_comes_back_shows_its_new_contents() {
+    let Some(store) = mounted() else { return };
+    let view = &store.view;
+    let first = view.add("again", view.directory([("file", view.file("first"))]));
+    assert_eq!(fs::read(store.path(&first).join("file")).unwrap(), b"first");
+    view.remove(&first);
+    let second = view.add("again", view.directory([("file", view.file("second"))]));
+    assert_eq!(first, second);
+    assert_eq!(fs::read(store.path(&second).join("file")).unwrap(), b"second");
+}
+
+#[test]
+fn an_open_file_outlives_its_path() {
+    let Some(store) = mounted() else { return };
+    let base = store.view.add("open", store.view.file("still here"));
+    let mut file = File::open(store.path(&base)).unwrap();
+    let mut text = String::new();
+    file.read_to_string(&mut text).unwrap();
+    store.view.remove(&base);
+    // What was read stays in the kernel; anything else would be an error, never other bytes.
+    std::io::Seek::rewind(&mut file).unwrap();
+    let mut again = String::new();
+    file.read_to_string(&mut again).unwrap();
+    assert_eq!((text.as_str(), again.as_str()), ("still here", "still here"));
+}
+
+#[test]
+fn a_listing_under_way_shows_what_stays_exactly_once() {
+    let Some(store) = mounted() else { return };
+    let view = &store.view;
+    let stay: Vec<_> = (0..600).map(|i| view.add(&format!("stay-{i}"), view.file(""))).collect();
+    let go: Vec<_> = (0..600).map(|i| view.add(&format!("go-{i}"), view.file(""))).collect();
+    let mut seen = Vec::new();
+    for (step, entry) in fs::read_dir(store.root()).unwrap().enumerate() {
+        seen.push(entry.unwrap().file_name().into_string().unwrap());
+        if let Some(base) = go.get(step) {
+            view.remove(base);
+            view.add(&format!("come-{step}"), view.file(""));
+        }
+    }
+    for base in &stay {
+        assert_eq!(seen.iter().filter(|name| *name == base).count(), 1, "{base}");
+    }
+    let mut distinct = seen.clone();
+    distinct.sort();
+    distinct.dedup();
+    assert_eq!(distinct.len(), seen.len(), "nothing is listed twice");
+    let now = names(store.root());
+    assert_eq!(now.len(), 1200);
+    assert!(now.iter().all(|name| !name.contains("-go-")));
+}
+
+#[test]
+fn listings_never_go_stale_under_load() {
+    let Some(store) = mounted() else { return };
+    let view = &store.view;
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::SeqCst) {
+                    names(store.root());
+                }
+            });
+        }
+        let until = Instant::now() + Duration::from_secs(2);
+        let mut last = None;
+        for i in 0.. {
+            let base = view.add(&format!("path-{i}"), view.file(""));
+            assert!(names(store.root()).contains(&base), "{base} was added and is not listed");
+            assert!(fs::symlink_metadata(store.path(&base)).is_ok());
+            if let Some(last) = last.replace(base) {
+                view.remove(&last);
+                assert!(!names(store.root()).contains(&last), "{last} was removed and is listed");
+                assert!(fs::symlink_metadata(store.path(&last)).is_err(), "{last} was removed and is found");
+            }
+            if Instant::now() > until {
+                break;
+            }
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+}
