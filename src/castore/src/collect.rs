@@ -320,3 +320,6 @@ impl Drop for Collection {
         self.core.epochs.collecting.store(false, Ordering::Release);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -355,3 +355,6 @@ impl Drop for Index {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -408,3 +408,6 @@ fn check_header(file: &File, pack: &Pack) -> Result<(), PackError> {
     }
     Err(PackError::Header(pack.path.clone()))
 }
+
+#[cfg(test)]
+mod tests;

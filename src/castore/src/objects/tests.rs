@@ -120,3 +120,42 @@ fn writers_of_the_same_objects_and_readers_get_along() {
     assert_eq!(stats.objects, contents.len() as u64, "each object counts once");
     assert_eq!(stats.raw_bytes, contents.iter().map(|contents| contents.len() as u64).sum::<u64>());
 }
+
+#[test]
+fn a_flipped_bit_in_a_pack_is_an_error_and_never_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let contents: Vec<Vec<u8>> = (0..40).map(|n| text(n, 900)).chain([noise(1, 150_000)]).collect();
+    {
+        let store = open(dir.path());
+        let mut writer = store.writer();
+        for contents in &contents {
+            writer.put(chunk(contents), contents).unwrap();
+            // Several blocks, small and large.
+            writer.flush().unwrap();
+        }
+    }
+    let path = dir.path().join("packs/00000000.pack");
+    let good = std::fs::read(&path).unwrap();
+    let (mut damaged, mut intact) = (0, 0);
+    for at in (32..good.len()).step_by(good.len() / 60) {
+        let mut bad = good.clone();
+        bad[at] ^= 1 << (at % 8);
+        std::fs::write(&path, &bad).unwrap();
+        let store = open(dir.path());
+        let mut bad_here = 0;
+        for contents in &contents {
+            match store.get(&chunk(contents)) {
+                Ok(found) => assert_eq!(found.unwrap(), contents),
+                Err(ObjectError::Unreadable { key, source: crate::pack::PackError::Block { pack: 0, .. } }) => {
+                    assert_eq!(key, chunk(contents));
+                    bad_here += 1;
+                }
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        assert_eq!(bad_here, 1, "each object has a block of its own, and byte {at} is in one of them");
+        damaged += bad_here;
+        intact += contents.len() - bad_here;
+    }
+    assert!(damaged >= 60 && intact >= 60 * 40);
+}
