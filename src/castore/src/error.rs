@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::index::IndexError;
+use crate::objects::ObjectError;
 use crate::{DecodeError, Digest};
 
 /// Why a service could not do what it was asked.
@@ -34,6 +36,16 @@ pub enum Error {
         /// The size its parent claims.
         claimed: u64,
         /// The size it has.
+        actual: u64,
+    },
+    /// A file claims another length than its blob has.
+    #[error("a file of {claimed} bytes names blob {digest}, which has {actual}")]
+    BlobSize {
+        /// The blob.
+        digest: Digest,
+        /// The length the file's node claims.
+        claimed: u64,
+        /// The length it has.
         actual: u64,
     },
     /// A blob is larger than a chunk list can describe.
@@ -71,6 +83,12 @@ pub enum Error {
         /// What is wrong with it.
         damage: BlobDamage,
     },
+    /// The object store failed.
+    #[error(transparent)]
+    Objects(#[from] ObjectError),
+    /// The index failed.
+    #[error(transparent)]
+    Index(#[from] IndexError),
     /// Another implementation of a service failed in a way of its own.
     #[error(transparent)]
     Backend(#[from] Box<dyn std::error::Error + Send + Sync>),

@@ -4,10 +4,13 @@
 //! the [`Node`]s behind them; both are handed out by services ([`BlobService`], [`DirectoryService`]) that know nothing
 //! of store paths.
 
+mod blob;
 mod cache;
+mod chunk;
 pub mod collect;
 mod digest;
 mod directory;
+pub mod engine;
 mod error;
 pub mod index;
 mod names;
@@ -16,6 +19,7 @@ pub mod objects;
 pub mod pack;
 pub mod proto;
 mod services;
+mod session;
 
 pub use digest::{Digest, DigestError};
 pub use directory::{DecodeError, Directory, DirectoryError};

@@ -128,6 +128,14 @@ macro_rules! bytes_inside {
             }
         }
 
+        impl TryFrom<Vec<u8>> for $type {
+            type Error = $error;
+
+            fn try_from(bytes: Vec<u8>) -> Result<$type, $error> {
+                $type::new(bytes)
+            }
+        }
+
         impl TryFrom<&str> for $type {
             type Error = $error;
 

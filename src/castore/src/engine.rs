@@ -1,0 +1,144 @@
+//! The local engine: blobs and directories over the object store, with what is used often decoded in memory.
+//!
+//! Reading goes through the [`BlobService`] and [`DirectoryService`] the engine is. An import goes through a
+//! [`Session`], which groups and compresses what it puts; the services' `put` is a session for one call.
+
+mod directories;
+mod garbage;
+mod hold;
+
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::blob::Blobs;
+use crate::index::{Index, IndexOptions};
+use crate::objects::{self, ObjectStore};
+use crate::services::check_children;
+use crate::{BlobService, BlobStat, Digest, Directory, DirectoryService, Error};
+use directories::Directories;
+
+pub use crate::objects::Stats;
+pub use crate::session::{Hold, Session};
+pub use garbage::Garbage;
+
+/// What can be chosen when an engine is opened: how memory is shared out.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Bytes of decoded blocks of packs kept in memory.
+    pub cache_bytes: u64,
+    /// Bytes of decoded directories kept in memory.
+    pub directory_cache_bytes: u64,
+    /// Bytes of decoded chunk lists kept in memory.
+    pub chunk_list_cache_bytes: u64,
+    /// The index's share of memory.
+    pub index: IndexOptions,
+    /// A pack is sealed before it grows beyond this many bytes.
+    pub seal_at: u64,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        let objects = objects::Options::default();
+        Options {
+            cache_bytes: objects.cache_bytes,
+            directory_cache_bytes: 32 << 20,
+            chunk_list_cache_bytes: 16 << 20,
+            index: objects.index,
+            seal_at: objects.seal_at,
+        }
+    }
+}
+
+/// Everything a castore keeps in one directory. One process owns it at a time; its threads share it freely.
+pub struct Engine {
+    objects: Arc<ObjectStore>,
+    blobs: Blobs,
+    directories: Directories,
+}
+
+impl Engine {
+    /// Opens the engine in `dir`, empty when nothing is there.
+    ///
+    /// # Errors
+    /// When another process has it open, or when what is there cannot be read.
+    pub fn open(dir: &Path, options: Options) -> Result<Arc<Engine>, Error> {
+        let Options { cache_bytes, directory_cache_bytes, chunk_list_cache_bytes, index, seal_at } = options;
+        let objects = ObjectStore::open(dir, objects::Options { cache_bytes, index, seal_at })?;
+        Ok(Arc::new(Engine {
+            blobs: Blobs::new(Arc::clone(&objects), chunk_list_cache_bytes),
+            directories: Directories::new(Arc::clone(&objects), directory_cache_bytes),
+            objects,
+        }))
+    }
+
+    /// Begins an import.
+    pub fn session(&self) -> Session {
+        Session::new(self.objects.writer())
+    }
+
+    /// Makes everything durable that was visible before the call: contents flushed and commits to the index.
+    pub fn sync(&self) -> Result<(), Error> {
+        Ok(self.objects.sync()?)
+    }
+
+    /// The index, in which others keep tables of their own: what they commit is durable together with the contents.
+    pub fn index(&self) -> &Arc<Index> {
+        self.objects.index()
+    }
+
+    /// The objects below the engine.
+    pub fn objects(&self) -> &Arc<ObjectStore> {
+        &self.objects
+    }
+
+    /// What is stored and how the block cache fares. Cheap.
+    pub fn stats(&self) -> Stats {
+        self.objects.stats()
+    }
+}
+
+impl BlobService for Engine {
+    fn stat(&self, digest: &Digest) -> Result<Option<BlobStat>, Error> {
+        self.blobs.stat(digest)
+    }
+
+    fn read_at(&self, digest: &Digest, offset: u64, len: usize) -> Result<Bytes, Error> {
+        self.blobs.read_at(digest, offset, len)
+    }
+
+    fn put(&self, from: &mut dyn Read) -> Result<(Digest, u64), Error> {
+        let mut session = self.session();
+        let put = session.put_blob(from)?;
+        session.flush()?;
+        Ok(put)
+    }
+}
+
+impl DirectoryService for Engine {
+    fn get(&self, digest: &Digest) -> Result<Option<Arc<Directory>>, Error> {
+        self.directories.get(digest)
+    }
+
+    fn put(&self, directories: &[Directory]) -> Result<Digest, Error> {
+        let mut session = self.session();
+        let mut sizes = std::collections::HashMap::new();
+        let mut last = None;
+        for directory in directories {
+            check_children(directory, |child| match sizes.get(child) {
+                Some(size) => Ok(Some(*size)),
+                None => Ok(self.get(child)?.map(|child| child.size())),
+            })?;
+            let digest = session.put_directory(directory)?;
+            sizes.insert(digest, directory.size());
+            last = Some(digest);
+        }
+        session.flush()?;
+        last.ok_or(Error::NoDirectory)
+    }
+}
+
+#[cfg(test)]
+mod tests;
