@@ -1,3 +1,35 @@
 //! Store paths over the castore: path infos, roots, garbage collection, NAR in and out, trust.
+//!
+//! [`Store`] is the one object everybody above holds. Its methods are synchronous and may be called from many
+//! threads at once; those that read from the disk or hash belong on a worker thread, not on an async one.
 
+pub mod derivations;
+mod error;
+mod gc;
+mod lock;
+pub mod nar_digest;
+mod nar_in;
+mod nar_out;
+mod record;
+mod register;
+mod roots;
+mod scan;
+mod store;
+mod sweep;
+mod temp_roots;
+mod trust;
+mod verify;
 pub mod view;
+mod view_impl;
+
+pub use error::{Error, Result};
+pub use gc::{GcAction, GcOptions, GcOutcome};
+pub use nar_in::{AddOptions, Ingested, Pin};
+pub use record::Entry;
+pub use register::NewPath;
+pub use roots::GcRoot;
+pub use scan::ReferenceScanner;
+pub use store::{Config, Store};
+pub use temp_roots::TempRoots;
+pub use trust::SignaturePolicy;
+pub use verify::Damage;

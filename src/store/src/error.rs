@@ -1,0 +1,156 @@
+//! What can go wrong in the store, said with what was tried on what.
+
+use std::path::PathBuf;
+
+use nix_compat::store_path::StorePath;
+
+/// An operation of the store failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The castore below failed.
+    #[error(transparent)]
+    Castore(#[from] castore::Error),
+    /// The index failed.
+    #[error(transparent)]
+    Index(#[from] castore::index::IndexError),
+    /// A file or directory of the state directory could not be used.
+    #[error("cannot {action} '{}': {source}", path.display())]
+    File {
+        /// What was tried, as an infinitive.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// Another process owns the state directory.
+    #[error("the store in '{}' is in use by process {pid}; stop it first, or choose another state directory", path.display())]
+    InUse {
+        /// The state directory.
+        path: PathBuf,
+        /// The owner, as it wrote itself into the lock file.
+        pid: String,
+    },
+    /// The store was made for another store directory.
+    #[error("this store was made for the store directory '{found}', not for '{wanted}'")]
+    WrongStoreDir {
+        /// As recorded in the index.
+        found: String,
+        /// As configured now.
+        wanted: String,
+    },
+    /// A path that must be valid is not.
+    #[error("path '{0}' is not valid")]
+    NotValid(String),
+    /// A path to be registered refers to one that is not valid.
+    #[error("cannot register path '{path}' because it refers to '{reference}', which is not valid")]
+    InvalidReference {
+        /// The path that was offered (full path).
+        path: String,
+        /// The missing one (full path).
+        reference: String,
+    },
+    /// The contents do not have the hash they were announced with.
+    #[error("hash mismatch importing path '{path}';\n  specified: {specified}\n  got:       {got}")]
+    HashMismatch {
+        /// The path that was offered (full path).
+        path: String,
+        /// The announced hash.
+        specified: String,
+        /// The hash of what arrived.
+        got: String,
+    },
+    /// The contents do not have the size they were announced with.
+    #[error("size mismatch importing path '{path}';\n  specified: {specified}\n  got:       {got}")]
+    SizeMismatch {
+        /// The path that was offered (full path).
+        path: String,
+        /// The announced NAR size in bytes.
+        specified: u64,
+        /// The size of what arrived.
+        got: u64,
+    },
+    /// The content address does not match the contents.
+    #[error("ca hash mismatch importing path '{path}';\n  specified: {specified}\n  got:       {got}")]
+    ContentAddressMismatch {
+        /// The path that was offered (full path).
+        path: String,
+        /// The announced content address.
+        specified: String,
+        /// That of what arrived.
+        got: String,
+    },
+    /// Nobody who is trusted vouches for the path.
+    #[error("cannot add path '{0}' because it lacks a signature by a trusted key")]
+    Untrusted(String),
+    /// The NAR is malformed, or its stream broke off.
+    #[error("cannot import the archive: {0}")]
+    Nar(#[from] nix_compat::nar::NarError),
+    /// A NAR could not be rendered or written.
+    #[error("cannot write the archive: {0}")]
+    WriteNar(#[from] nix_compat::nar::WriteError),
+    /// Reading the contents to import, or writing those to export, failed.
+    #[error("cannot {action} '{what}': {source}")]
+    Stream {
+        /// What was tried, as an infinitive.
+        action: &'static str,
+        /// Of which object.
+        what: String,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// Bytes follow where the archive has ended.
+    #[error("the archive is followed by other bytes")]
+    TrailingBytes,
+    /// The tree is not one the castore can hold.
+    #[error("cannot hold the imported tree: {0}")]
+    Tree(String),
+    /// A flat or text object must be one regular file.
+    #[error("cannot hash '{0}' flat: regular file expected")]
+    NotAFile(String),
+    /// A store path could not be computed from the contents.
+    #[error("cannot compute the store path of '{name}': {reason}")]
+    Path {
+        /// Name of the object.
+        name: String,
+        /// The rule it breaks.
+        reason: String,
+    },
+    /// A derivation in the store is not one.
+    #[error("cannot read derivation '{path}': {reason}")]
+    Derivation {
+        /// The .drv path (full path).
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A record of the index does not decode.
+    #[error("the record of '{key}' in the index is damaged: {reason}")]
+    Record {
+        /// Key of the record, in hex.
+        key: String,
+        /// What the decoder said.
+        reason: String,
+    },
+    /// A path cannot be deleted.
+    #[error(
+        "Cannot delete path '{0}' since it is still alive. To find out why, use: nix-store --query --roots and nix-store --query --referrers"
+    )]
+    Alive(String),
+    /// The store holds as many paths as the mount can number.
+    #[error("no path numbers are left")]
+    NumbersExhausted,
+}
+
+/// The result of an operation of the store.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>, source: impl Into<std::io::Error>) -> Self {
+        Self::File { action, path: path.into(), source: source.into() }
+    }
+
+    pub(crate) fn path(store_dir: &nix_compat::store_path::StoreDir, path: &StorePath) -> Self {
+        Self::NotValid(store_dir.display(path))
+    }
+}

@@ -1,0 +1,373 @@
+//! Bytes in: a NAR (or one flat file) becomes castore objects in a single streaming pass.
+//!
+//! The parser drives. What it reads is hashed on the way ([`DigestingReader`]); file contents go to a castore
+//! session, which hashes, chunks, looks up, and compresses only what is new; directories are built from the
+//! leaves up on an explicit stack. Memory is bounded whatever the archive: the stack by the depth limit of the
+//! NAR format, the rest by fixed buffers.
+
+use std::collections::BTreeSet;
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+
+use castore::engine::{Hold, Session};
+use castore::{Directory, Node, NodeName, SymlinkTarget};
+use nix_compat::content_address::{ContentAddress, Method};
+use nix_compat::hash::{Algorithm, Hash, Hasher};
+use nix_compat::nar::{NarEvent, NarReader};
+use nix_compat::path_info::PathInfo;
+use nix_compat::store_path::{StorePath, content_address_path};
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+use crate::nar_digest::{DigestingReader, NarDigest, NarFacts};
+use crate::register::NewPath;
+use crate::scan::ReferenceScanner;
+use crate::store::Store;
+
+/// Pieces a dumping thread may be ahead of the import.
+const DUMP_PIECES: usize = 4;
+/// Bytes of one such piece.
+const DUMP_PIECE: usize = 256 * 1024;
+
+/// Keeps the objects of an import from being swept while no valid path refers to them yet.
+///
+/// It is the castore's hold on them; a sweep waits for holds older than itself.
+#[derive(Clone)]
+pub struct Pin(#[expect(dead_code, reason = "held for its lifetime only")] Arc<Mutex<Hold>>);
+
+impl From<Hold> for Pin {
+    fn from(hold: Hold) -> Self {
+        Self(Arc::new(Mutex::new(hold)))
+    }
+}
+
+impl std::fmt::Debug for Pin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pin")
+    }
+}
+
+/// Contents that are in the castore, and what was computed on the way.
+#[derive(Debug)]
+pub struct Ingested {
+    /// The root of the tree.
+    pub node: Node,
+    /// Hashes, size and references of the NAR.
+    pub nar: NarFacts,
+    /// Must live until the contents are registered.
+    pub pin: Pin,
+}
+
+/// How [`Store::add`] forms the store path.
+#[derive(Clone, Debug)]
+pub struct AddOptions {
+    /// Name part of the store path.
+    pub name: String,
+    /// How the contents are hashed, which also tells their form: flat and text are raw bytes, else a NAR.
+    pub method: Method,
+    /// With which algorithm.
+    pub algorithm: Algorithm,
+    /// The valid paths it refers to.
+    pub references: BTreeSet<StorePath>,
+}
+
+impl Store {
+    /// Imports the NAR that `reader` gives, to its end and not a byte further.
+    ///
+    /// The objects are in the castore afterwards, but nothing refers to them yet.
+    ///
+    /// # Errors
+    /// [`Error::Nar`] for a malformed archive or a broken stream.
+    pub fn import_nar(&self, reader: &mut dyn Read, digest: NarDigest) -> Result<Ingested> {
+        let mut session = self.engine.session();
+        let mut nar = NarReader::new(DigestingReader::new(reader, digest));
+        let node = read_tree(&mut nar, &mut session)?;
+        let pin = Pin::from(session.finish()?);
+        let (_, facts) = nar.into_inner().finish().map_err(|source| Error::Stream {
+            action: "hash",
+            what: "the archive".into(),
+            source,
+        })?;
+        Ok(Ingested { node, nar: facts, pin })
+    }
+
+    /// Imports what `dump` writes, a NAR, looking for references to `candidates`.
+    ///
+    /// `dump` runs on a thread of its own beside the import.
+    ///
+    /// # Errors
+    /// Those of [`Store::import_nar`]; a failure of `dump` itself comes first.
+    pub fn ingest_dump(
+        &self,
+        dump: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send,
+        other: Option<Algorithm>,
+        candidates: Option<&BTreeSet<StorePath>>,
+    ) -> Result<Ingested> {
+        let digest = NarDigest::new(other, candidates.map(ReferenceScanner::new));
+        let (send, receive) = crossbeam_channel::bounded(DUMP_PIECES);
+        std::thread::scope(|scope| {
+            let dumping = scope.spawn(move || {
+                let mut writer = PieceWriter { piece: Vec::with_capacity(DUMP_PIECE), send };
+                dump(&mut writer)?;
+                writer.flush()
+            });
+            let mut reader = PieceReader { piece: Vec::new(), at: 0, receive };
+            let imported = self.import_nar(&mut reader, digest);
+            drop(reader);
+            let failed = |source| Error::Stream { action: "read", what: "the tree to import".into(), source };
+            match dumping.join() {
+                // When the import stopped reading, the dump fails too, and the import's reason is the better one.
+                Ok(Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => Err(failed(error)),
+                Ok(_) => imported,
+                Err(_) => Err(failed(io::Error::other("the reading thread panicked"))),
+            }
+        })
+    }
+
+    /// Adds contents under the store path that follows from them, as `AddToStore` does, and registers it.
+    ///
+    /// Re-adding a valid path writes nothing and gives its info.
+    ///
+    /// # Errors
+    /// [`Error::Path`] when method, algorithm and references do not go together or the name is not one;
+    /// those of the import and of the registration.
+    pub fn add(&self, options: &AddOptions, reader: &mut dyn Read) -> Result<PathInfo> {
+        let (ingested, hash) = match options.method {
+            Method::Nar => {
+                let ingested = self.import_nar(reader, NarDigest::new(Some(options.algorithm), None))?;
+                let hash = ingested.nar.other.clone().unwrap_or(Hash::Sha256(*ingested.nar.nar_hash.as_bytes()));
+                (ingested, hash)
+            }
+            Method::Flat | Method::Text => self.import_flat(reader, options.algorithm)?,
+        };
+        self.add_ingested(options, ingested, hash)
+    }
+
+    /// Registers contents that are in the castore under the store path that follows from `hash`.
+    ///
+    /// # Errors
+    /// As for [`Store::add`].
+    pub fn add_ingested(&self, options: &AddOptions, ingested: Ingested, hash: Hash) -> Result<PathInfo> {
+        let ca = ContentAddress { method: options.method, hash };
+        let path = content_address_path(self.store_dir(), &options.name, &ca, &options.references, false)
+            .map_err(|e| Error::Path { name: options.name.clone(), reason: e.to_string() })?;
+        if let Some(info) = self.path_info(&path)? {
+            return Ok(info);
+        }
+        let info = PathInfo {
+            path: path.clone(),
+            deriver: None,
+            nar_hash: ingested.nar.nar_hash,
+            references: options.references.clone(),
+            registration_time: 0,
+            nar_size: ingested.nar.nar_size,
+            ultimate: false,
+            signatures: BTreeSet::new(),
+            ca: Some(ca),
+        };
+        self.register(vec![NewPath { info, node: ingested.node, pin: Some(ingested.pin) }])?;
+        self.path_info(&path)?.ok_or_else(|| Error::path(self.store_dir(), &path))
+    }
+
+    /// Imports one file whose length is not known beforehand; gives its flat hash beside the NAR's.
+    fn import_flat(&self, reader: &mut dyn Read, algorithm: Algorithm) -> Result<(Ingested, Hash)> {
+        let mut session = self.engine.session();
+        let mut hashing = HashingReader { inner: reader, hasher: Hasher::new(algorithm) };
+        let (digest, size) = session.put_blob(&mut hashing)?;
+        let pin = Pin::from(session.finish()?);
+        let node = Node::File { digest, size, executable: false };
+        // A NAR names the size before the contents, so its hash takes a second look at them.
+        let nar = self.nar_facts(&node)?;
+        Ok((Ingested { node, nar, pin }, hashing.hasher.finalize()))
+    }
+
+    /// Imports the contents of a path whose info is known, and registers it.
+    ///
+    /// The NAR's hash and size must be those of the info; a content address must match the contents and the
+    /// path. Signatures are the caller's business ([`Store::check_signatures`]).
+    ///
+    /// # Errors
+    /// [`Error::HashMismatch`], [`Error::SizeMismatch`], [`Error::ContentAddressMismatch`], those of the
+    /// import and of the registration.
+    pub fn add_with_info(&self, info: PathInfo, reader: &mut dyn Read) -> Result<()> {
+        let new = self.import_with_info(info, reader)?;
+        self.register(vec![new])
+    }
+
+    /// As [`Store::add_with_info`], but leaves the registration to the caller, who may batch it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn import_with_info(&self, info: PathInfo, reader: &mut dyn Read) -> Result<NewPath> {
+        let other = info.ca.as_ref().filter(|ca| ca.method == Method::Nar).map(|ca| ca.hash.algorithm());
+        let ingested = self.import_nar(reader, NarDigest::new(other, None))?;
+        let path = || self.store_dir().display(&info.path);
+        if info.nar_size != 0 && info.nar_size != ingested.nar.nar_size {
+            return Err(Error::SizeMismatch { path: path(), specified: info.nar_size, got: ingested.nar.nar_size });
+        }
+        if info.nar_hash != ingested.nar.nar_hash {
+            return Err(Error::HashMismatch {
+                path: path(),
+                specified: info.nar_hash.to_prefixed_nix32(),
+                got: ingested.nar.nar_hash.to_prefixed_nix32(),
+            });
+        }
+        if let Some(ca) = &info.ca {
+            self.check_content_address(&info, ca, &ingested)?;
+        }
+        let info = PathInfo { nar_size: ingested.nar.nar_size, ..info };
+        Ok(NewPath { info, node: ingested.node, pin: Some(ingested.pin) })
+    }
+
+    fn check_content_address(&self, info: &PathInfo, ca: &ContentAddress, ingested: &Ingested) -> Result<()> {
+        let path = || self.store_dir().display(&info.path);
+        let self_reference = info.references.contains(&info.path);
+        // A path that refers to itself is hashed modulo itself; its NAR hash has been checked, and only the
+        // kinds of hash that do not need that are recomputed here.
+        let got = match ca.method {
+            Method::Nar if self_reference => None,
+            Method::Nar => Some(ingested.nar.other.clone().unwrap_or(Hash::Sha256(*ingested.nar.nar_hash.as_bytes()))),
+            Method::Flat | Method::Text => Some(self.flat_hash(&ingested.node, ca.hash.algorithm(), &path())?),
+        };
+        if let Some(got) = got.filter(|got| *got != ca.hash) {
+            return Err(Error::ContentAddressMismatch {
+                path: path(),
+                specified: ca.to_string(),
+                got: ContentAddress { method: ca.method, hash: got }.to_string(),
+            });
+        }
+        if !info.is_content_addressed(self.store_dir()) {
+            return Err(Error::ContentAddressMismatch {
+                path: path(),
+                specified: ca.to_string(),
+                got: "a content address that belongs to another store path".into(),
+            });
+        }
+        Ok(())
+    }
+
+    /// The hash of a single file's bytes; `what` names it in the error.
+    ///
+    /// # Errors
+    /// [`Error::NotAFile`].
+    pub fn flat_hash(&self, node: &Node, algorithm: Algorithm, what: &str) -> Result<Hash> {
+        let Node::File { digest, size, .. } = node else { return Err(Error::NotAFile(what.to_owned())) };
+        let mut hasher = Hasher::new(algorithm);
+        self.for_each_piece(digest, *size, &mut |piece| {
+            hasher.update(piece);
+            Ok(())
+        })?;
+        Ok(hasher.finalize())
+    }
+}
+
+/// Reads the next bytes of a stream until its end, hashing them.
+struct HashingReader<'a> {
+    inner: &'a mut dyn Read,
+    hasher: Hasher,
+}
+
+impl Read for HashingReader<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.hasher.update(&buf[..n]);
+        Ok(n)
+    }
+}
+
+/// The contents of the regular file the parser stands at.
+struct Contents<'a, R: Read>(&'a mut NarReader<R>);
+
+impl<R: Read> Read for Contents<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.read_contents(buf)
+    }
+}
+
+/// Entries of a directory that is being read, and the name it has in its parent.
+struct Level {
+    name: Option<NodeName>,
+    entries: Vec<(NodeName, Node)>,
+}
+
+fn read_tree<R: Read>(nar: &mut NarReader<R>, session: &mut Session) -> Result<Node> {
+    let tree = |e: &dyn std::fmt::Display| Error::Tree(e.to_string());
+    let mut levels: Vec<Level> = Vec::new();
+    let mut name: Option<NodeName> = None;
+    let mut root = None;
+    loop {
+        let node = match nar.next()? {
+            NarEvent::Regular { executable, size } => {
+                let (digest, got) = session.put_blob(&mut Contents(nar))?;
+                debug_assert_eq!(got, size);
+                Node::File { digest, size: got, executable }
+            }
+            NarEvent::Symlink { target } => {
+                Node::Symlink { target: SymlinkTarget::try_from(target).map_err(|e| tree(&e))? }
+            }
+            NarEvent::EnterDirectory => {
+                levels.push(Level { name: name.take(), entries: Vec::new() });
+                continue;
+            }
+            NarEvent::Entry { name: entry } => {
+                name = Some(NodeName::try_from(entry).map_err(|e| tree(&e))?);
+                continue;
+            }
+            NarEvent::LeaveDirectory => {
+                let Some(level) = levels.pop() else { return Err(Error::Tree("unbalanced directories".into())) };
+                let directory = Directory::new(level.entries).map_err(|e| tree(&e))?;
+                name = level.name;
+                Node::Directory { digest: session.put_directory(&directory)?, size: directory.size() }
+            }
+            NarEvent::End => break,
+        };
+        match (levels.last_mut(), name.take()) {
+            (Some(level), Some(name)) => level.entries.push((name, node)),
+            _ => root = Some(node),
+        }
+    }
+    root.ok_or_else(|| Error::Tree("the archive holds nothing".into()))
+}
+
+/// Writes into a channel in large pieces.
+struct PieceWriter {
+    piece: Vec<u8>,
+    send: crossbeam_channel::Sender<Vec<u8>>,
+}
+
+impl Write for PieceWriter {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.piece.extend_from_slice(buf);
+        if self.piece.len() >= DUMP_PIECE {
+            self.flush()?;
+        }
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(DUMP_PIECE));
+        self.send.send(piece).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+/// Reads what a [`PieceWriter`] wrote.
+struct PieceReader {
+    piece: Vec<u8>,
+    at: usize,
+    receive: crossbeam_channel::Receiver<Vec<u8>>,
+}
+
+impl Read for PieceReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while self.at == self.piece.len() {
+            match self.receive.recv() {
+                Ok(piece) => (self.piece, self.at) = (piece, 0),
+                Err(_) => return Ok(0),
+            }
+        }
+        let n = buf.len().min(self.piece.len() - self.at);
+        buf[..n].copy_from_slice(&self.piece[self.at..self.at + n]);
+        self.at += n;
+        Ok(n)
+    }
+}

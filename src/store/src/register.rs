@@ -1,0 +1,183 @@
+//! Making paths valid.
+//!
+//! A registration is one atomic batch of the index: path infos, referrers, derivers and numbers appear
+//! together or not at all. Objects are in the index before (an import flushes its session first), so a path
+//! can be read the moment it is valid.
+
+use std::collections::BTreeSet;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use castore::Node;
+use castore::index::Batch;
+use nix_compat::path_info::PathInfo;
+use nix_compat::store_path::StorePath;
+
+use crate::derivations::output_paths;
+use crate::error::{Error, Result};
+use crate::nar_in::Pin;
+use crate::record::Entry;
+use crate::store::{META_NEXT_NUMBER, Store};
+use crate::view::StoreEvent;
+
+/// Numbers reserved at a time. A crash skips at most so many.
+const NUMBER_RESERVE: u32 = 1024;
+
+/// A path to be registered, its contents already in the castore.
+#[derive(Clone, Debug)]
+pub struct NewPath {
+    /// What Nix knows of it. A registration time of 0 means now.
+    pub info: PathInfo,
+    /// The root of its contents.
+    pub node: Node,
+    /// Keeps the contents from being swept until they are registered, if they were imported just now.
+    pub pin: Option<Pin>,
+}
+
+/// Hands out path numbers.
+///
+/// The mount derives inode numbers from them and the kernel remembers those longer than a crash of ours, so a
+/// number must never come twice: each is reserved durably before it is used.
+#[derive(Debug)]
+pub(crate) struct Numbers {
+    next: u32,
+    reserved: u32,
+}
+
+impl Numbers {
+    pub(crate) fn starting_at(next: u32) -> Self {
+        Self { next, reserved: next }
+    }
+}
+
+impl Store {
+    fn take_number(&self, numbers: &mut Numbers) -> Result<u32> {
+        if numbers.next == numbers.reserved {
+            let reserved = numbers.reserved.checked_add(NUMBER_RESERVE).ok_or(Error::NumbersExhausted)?;
+            let mut batch = Batch::default();
+            batch.put(self.tables.meta, META_NEXT_NUMBER, reserved.to_string());
+            self.index().commit(batch)?;
+            self.sync()?;
+            numbers.reserved = reserved;
+        }
+        numbers.next += 1;
+        Ok(numbers.next - 1)
+    }
+
+    /// Makes the paths valid, all of them or none, and visible in the mount before it returns.
+    ///
+    /// A path that is valid already keeps its record; new signatures are added to it, and `ultimate` is not
+    /// taken back. References must be valid or among the paths. The outputs of a derivation are verified.
+    ///
+    /// Durability follows within 100 ms, or at the next [`Store::sync`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidReference`], [`Error::Derivation`], or a failure of the index; nothing is registered.
+    pub fn register(&self, paths: Vec<NewPath>) -> Result<()> {
+        let offered: BTreeSet<StorePath> = paths.iter().map(|p| p.info.path.clone()).collect();
+        // Derivations are read and checked outside of the lock: it only costs time.
+        let mut outputs = Vec::new();
+        for new in &paths {
+            if new.info.path.is_derivation() {
+                let derivation = self.read_derivation_node(&new.info.path, &new.node)?;
+                self.check_derivation(&new.info.path, &derivation)?;
+                outputs.push((new.info.path.clone(), derivation));
+            }
+        }
+        let mut events = Vec::new();
+        {
+            let mut numbers = self.changing.lock();
+            let mut batch = Batch::default();
+            for new in &paths {
+                self.add_to_batch(new.clone(), &offered, &mut numbers, &mut batch, &mut events)?;
+            }
+            for (drv_path, derivation) in &outputs {
+                for (name, output) in output_paths(&derivation.basic) {
+                    let key = [output.digest(), drv_path.digest()].concat();
+                    batch.put(self.tables.derivers, &key, name.as_str().to_owned());
+                }
+            }
+            self.index().commit(batch)?;
+        }
+        // The pins in `paths` may go from here on.
+        drop(paths);
+        self.publish(&events);
+        Ok(())
+    }
+
+    fn add_to_batch(
+        &self,
+        new: NewPath,
+        offered: &BTreeSet<StorePath>,
+        numbers: &mut Numbers,
+        batch: &mut Batch,
+        events: &mut Vec<StoreEvent>,
+    ) -> Result<()> {
+        let NewPath { mut info, node, pin: _ } = new;
+        let digest = info.path.digest();
+        let entry = match self.entry_by_digest(&digest)? {
+            Some(mut existing) => {
+                existing.info.ultimate |= info.ultimate;
+                existing.info.signatures.append(&mut info.signatures);
+                existing.info.deriver = existing.info.deriver.or(info.deriver);
+                existing.info.ca = existing.info.ca.or(info.ca);
+                existing
+            }
+            None => {
+                for reference in &info.references {
+                    if !offered.contains(reference) && !self.is_valid(reference)? {
+                        return Err(Error::InvalidReference {
+                            path: self.store_dir().display(&info.path),
+                            reference: self.store_dir().display(reference),
+                        });
+                    }
+                    batch.put(self.tables.referrers, &[reference.digest(), digest].concat(), Vec::new());
+                }
+                if info.registration_time == 0 {
+                    info.registration_time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_secs());
+                }
+                let number = self.take_number(numbers)?;
+                batch.put(self.tables.numbers, &number.to_be_bytes(), digest.to_vec());
+                events.push(StoreEvent::Added { name: info.path.to_string(), number });
+                Entry { info, node, number }
+            }
+        };
+        batch.put(self.tables.paths, &digest, entry.encode());
+        Ok(())
+    }
+
+    /// Adds signatures to a valid path.
+    ///
+    /// # Errors
+    /// [`Error::NotValid`].
+    pub fn add_signatures(
+        &self,
+        path: &StorePath,
+        signatures: impl IntoIterator<Item = nix_compat::signature::Signature>,
+    ) -> Result<()> {
+        let _changing = self.changing.lock();
+        let mut entry = self.valid_entry(path)?;
+        entry.info.signatures.extend(signatures);
+        let mut batch = Batch::default();
+        batch.put(self.tables.paths, &path.digest(), entry.encode());
+        Ok(self.index().commit(batch)?)
+    }
+
+    /// Puts the removal of `entry` into `batch`. The caller holds the lock and has found it dead.
+    pub(crate) fn remove_in_batch(&self, entry: &Entry, batch: &mut Batch) -> Result<()> {
+        let digest = entry.info.path.digest();
+        batch.delete(self.tables.paths, &digest);
+        batch.delete(self.tables.numbers, &entry.number.to_be_bytes());
+        for reference in &entry.info.references {
+            batch.delete(self.tables.referrers, &[reference.digest(), digest].concat());
+        }
+        if entry.info.path.is_derivation()
+            && let Ok(derivation) = self.derivation(&entry.info.path)
+        {
+            for (_, output) in output_paths(&derivation.basic) {
+                batch.delete(self.tables.derivers, &[output.digest(), digest].concat());
+            }
+        }
+        self.derivations.forget(&entry.info.path);
+        Ok(())
+    }
+}

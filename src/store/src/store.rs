@@ -1,0 +1,317 @@
+//! The store itself: opening it, and the questions asked of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use castore::engine::{Engine, Options};
+use castore::index::{Batch, Index, Table};
+use nix_compat::path_info::PathInfo;
+use nix_compat::store_path::{StoreDir, StorePath};
+use parking_lot::{Mutex, RwLock};
+
+use crate::derivations::DerivationCache;
+use crate::error::{Error, Result};
+use crate::lock::StateLock;
+use crate::record::Entry;
+use crate::sweep::Sweeper;
+use crate::temp_roots::{Registry, TempRoots};
+use crate::view::{StoreEvent, Subscriber};
+
+/// Version of the store's own tables, in the meta table. A newer one is refused.
+const SCHEMA: &str = "1";
+/// Decoded blocks kept in memory unless configured otherwise.
+pub const DEFAULT_CACHE_BYTES: u64 = 64 << 20;
+
+/// Where a store lives.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What the paths begin with, e.g. `/nix/store`.
+    pub store_dir: StoreDir,
+    /// The state directory, e.g. `/nix/var/nix`; ours is the directory `castored` in it.
+    pub state_dir: PathBuf,
+    /// Bytes of decoded blocks kept in memory.
+    pub cache_bytes: u64,
+}
+
+impl Config {
+    /// A store with the default cache.
+    pub fn new(store_dir: StoreDir, state_dir: impl Into<PathBuf>) -> Self {
+        Self { store_dir, state_dir: state_dir.into(), cache_bytes: DEFAULT_CACHE_BYTES }
+    }
+}
+
+/// The store's tables in the index.
+#[derive(Debug)]
+pub(crate) struct Tables {
+    /// 20-byte digest of the hash part → [`Entry`].
+    pub(crate) paths: Table,
+    /// Digest of a path + digest of one that refers to it → nothing.
+    pub(crate) referrers: Table,
+    /// Digest of an output + digest of a valid derivation that has it → output name.
+    pub(crate) derivers: Table,
+    /// Path number, big-endian → digest.
+    pub(crate) numbers: Table,
+    /// Names → values, see the keys below.
+    pub(crate) meta: Table,
+}
+
+pub(crate) const META_SCHEMA: &[u8] = b"schema";
+pub(crate) const META_STORE_DIR: &[u8] = b"store-dir";
+/// Numbers below this one may be in use.
+pub(crate) const META_NEXT_NUMBER: &[u8] = b"next-number";
+
+/// A Nix store over a castore.
+pub struct Store {
+    pub(crate) config: Config,
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) tables: Tables,
+    /// Held while the set of valid paths changes: registrations and deletions see each other whole.
+    pub(crate) changing: Mutex<crate::register::Numbers>,
+    pub(crate) temp_roots: Arc<Registry>,
+    pub(crate) derivations: DerivationCache,
+    pub(crate) sweeper: Sweeper,
+    subscribers: RwLock<Vec<Subscriber>>,
+    /// Last, so that it is released when everything above is closed.
+    _lock: StateLock,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens the store in the state directory, creating what is missing.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] when another process has it open, [`Error::WrongStoreDir`] when it was made for
+    /// another store directory, and whatever the castore says.
+    pub fn open(config: Config) -> Result<Arc<Self>> {
+        let dir = config.state_dir.join("castored");
+        std::fs::create_dir_all(&dir).map_err(|e| Error::file("create", &dir, e))?;
+        let lock = StateLock::acquire(&dir)?;
+        let engine = Engine::open(&dir, Options { cache_bytes: config.cache_bytes, ..Options::default() })?;
+        let index = engine.index();
+        let tables = Tables {
+            paths: index.table("paths")?,
+            referrers: index.table("referrers")?,
+            derivers: index.table("derivers")?,
+            numbers: index.table("numbers")?,
+            meta: index.table("meta")?,
+        };
+        let next = Self::check_meta(index, &tables, &config.store_dir)?;
+        let store = Arc::new(Self {
+            config,
+            tables,
+            changing: Mutex::new(crate::register::Numbers::starting_at(next)),
+            temp_roots: Arc::default(),
+            derivations: DerivationCache::default(),
+            sweeper: Sweeper::default(),
+            subscribers: RwLock::default(),
+            engine,
+            _lock: lock,
+        });
+        Sweeper::start(&store)?;
+        Ok(store)
+    }
+
+    /// Checks the meta table or, in a new store, writes it; gives the first free path number.
+    fn check_meta(index: &Index, tables: &Tables, store_dir: &StoreDir) -> Result<u32> {
+        let get = |key: &[u8]| -> Result<Option<String>> {
+            Ok(index.get(&tables.meta, key)?.map(|v| String::from_utf8_lossy(&v).into_owned()))
+        };
+        if let Some(found) = get(META_STORE_DIR)? {
+            if found != store_dir.as_str() {
+                return Err(Error::WrongStoreDir { found, wanted: store_dir.as_str().to_owned() });
+            }
+            let schema = get(META_SCHEMA)?.unwrap_or_default();
+            if schema != SCHEMA {
+                return Err(Error::Record {
+                    key: "schema".into(),
+                    reason: format!("version {schema} is not one this castored knows (it knows {SCHEMA})"),
+                });
+            }
+        } else {
+            let mut batch = Batch::default();
+            batch.put(tables.meta, META_STORE_DIR, store_dir.as_str().to_owned());
+            batch.put(tables.meta, META_SCHEMA, SCHEMA);
+            index.commit(batch)?;
+        }
+        let next = get(META_NEXT_NUMBER)?.and_then(|n| n.parse().ok());
+        Ok(next.unwrap_or(crate::view::FIRST_ROOT_NUMBER))
+    }
+
+    /// What the paths of this store begin with.
+    pub fn store_dir(&self) -> &StoreDir {
+        &self.config.store_dir
+    }
+
+    /// The state directory, as configured.
+    pub fn state_dir(&self) -> &Path {
+        &self.config.state_dir
+    }
+
+    /// The castore below.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    pub(crate) fn index(&self) -> &Index {
+        self.engine.index()
+    }
+
+    /// Makes everything that is visible now durable.
+    ///
+    /// # Errors
+    /// When the disk refuses; then nothing before the call may be taken as durable.
+    pub fn sync(&self) -> Result<()> {
+        Ok(self.engine.sync()?)
+    }
+
+    /// A new set of temporary roots, for a connection or a build.
+    pub fn new_temp_roots(&self) -> TempRoots {
+        TempRoots::new(self.temp_roots.clone())
+    }
+
+    /// What is known of a valid path; `None` when it is not valid.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn entry(&self, path: &StorePath) -> Result<Option<Entry>> {
+        Ok(self.entry_by_digest(&path.digest())?.filter(|entry| entry.info.path == *path))
+    }
+
+    pub(crate) fn entry_by_digest(&self, digest: &[u8; 20]) -> Result<Option<Entry>> {
+        self.index().get(&self.tables.paths, digest)?.map(|bytes| Entry::decode(digest, &bytes)).transpose()
+    }
+
+    /// As [`Store::entry`], but an invalid path is an error.
+    ///
+    /// # Errors
+    /// [`Error::NotValid`].
+    pub fn valid_entry(&self, path: &StorePath) -> Result<Entry> {
+        self.entry(path)?.ok_or_else(|| Error::path(self.store_dir(), path))
+    }
+
+    /// The path info of a valid path.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>> {
+        Ok(self.entry(path)?.map(|entry| entry.info))
+    }
+
+    /// Whether the path is valid.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn is_valid(&self, path: &StorePath) -> Result<bool> {
+        Ok(self.entry(path)?.is_some())
+    }
+
+    /// The valid path with this hash part.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn path_from_hash_part(&self, digest: &[u8; 20]) -> Result<Option<StorePath>> {
+        Ok(self.entry_by_digest(digest)?.map(|entry| entry.info.path))
+    }
+
+    /// Calls `each` for every valid path until it breaks.
+    ///
+    /// # Errors
+    /// When the index cannot be read or a record is damaged.
+    pub fn for_each(&self, each: &mut dyn FnMut(Entry) -> ControlFlow<()>) -> Result<()> {
+        let mut failure = None;
+        self.index().scan_prefix(&self.tables.paths, &[], &mut |key, value| match Entry::decode(key, value) {
+            Ok(entry) => each(entry),
+            Err(error) => {
+                failure = Some(error);
+                ControlFlow::Break(())
+            }
+        })?;
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// All valid paths.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn all_valid_paths(&self) -> Result<BTreeSet<StorePath>> {
+        let mut paths = BTreeSet::new();
+        self.for_each(&mut |entry| {
+            paths.insert(entry.info.path);
+            ControlFlow::Continue(())
+        })?;
+        Ok(paths)
+    }
+
+    /// The valid paths that refer to `path`, itself included when it refers to itself.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn referrers(&self, path: &StorePath) -> Result<BTreeSet<StorePath>> {
+        Ok(self.pairs(&self.tables.referrers, path)?.into_keys().collect())
+    }
+
+    /// The valid derivations that have `path` as an output, with that output's name.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn valid_derivers(&self, path: &StorePath) -> Result<BTreeMap<StorePath, String>> {
+        self.pairs(&self.tables.derivers, path)
+    }
+
+    /// Reads a table of pairs (digest of `path` + digest of another → text).
+    fn pairs(&self, table: &Table, path: &StorePath) -> Result<BTreeMap<StorePath, String>> {
+        let mut digests = Vec::new();
+        self.index().scan_prefix(table, &path.digest(), &mut |key, value| {
+            if let Ok(digest) = <[u8; 20]>::try_from(&key[20.min(key.len())..]) {
+                digests.push((digest, String::from_utf8_lossy(value).into_owned()));
+            }
+            ControlFlow::Continue(())
+        })?;
+        let mut pairs = BTreeMap::new();
+        for (digest, text) in digests {
+            if let Some(path) = self.path_from_hash_part(&digest)? {
+                pairs.insert(path, text);
+            }
+        }
+        Ok(pairs)
+    }
+
+    /// The paths and everything they refer to, directly or not. Invalid paths are left out.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn closure<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) -> Result<BTreeSet<StorePath>> {
+        let mut closure = BTreeSet::new();
+        let mut todo: Vec<StorePath> = paths.into_iter().cloned().collect();
+        while let Some(path) = todo.pop() {
+            if closure.contains(&path) {
+                continue;
+            }
+            if let Some(entry) = self.entry(&path)? {
+                todo.extend(entry.info.references.iter().filter(|r| !closure.contains(*r)).cloned());
+                closure.insert(path);
+            }
+        }
+        Ok(closure)
+    }
+
+    pub(crate) fn add_subscriber(&self, subscriber: Subscriber) {
+        self.subscribers.write().push(subscriber);
+    }
+
+    pub(crate) fn publish(&self, events: &[StoreEvent]) {
+        let subscribers = self.subscribers.read();
+        for event in events {
+            for subscriber in subscribers.iter() {
+                subscriber(event);
+            }
+        }
+    }
+}
