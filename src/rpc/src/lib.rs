@@ -1,1 +1,26 @@
-//! The store over gRPC: tvix.castore.v1, tvix.store.v1, reflection, health.
+//! The store over gRPC: `tvix.castore.v1`, `tvix.store.v1`, the same under their `snix` names, reflection and health.
+//!
+//! A request enters in [`server`], is routed by tonic to one of the three services ([`blobs`], [`directories`],
+//! [`paths`]), and each of those does its I/O on the blocking pool through [`blocking`]. What a client may make the
+//! process hold is in [`limits`]. [`client`] is the other direction: another store's castore as if it were local.
+
+mod blobs;
+mod blocking;
+pub mod client;
+mod connection;
+mod directories;
+pub mod limits;
+mod path_info;
+mod paths;
+pub mod proto;
+pub mod server;
+mod snix_names;
+mod status;
+mod store_paths;
+mod tree;
+mod upload;
+
+pub use connection::{Origin, Peer, Trust, TrustOf};
+pub use paths::{PathInfos, PathsError};
+pub use server::{Listen, Listeners, ServeError, Services, serve};
+pub use tree::TreeError;

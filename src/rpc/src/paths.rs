@@ -1,0 +1,186 @@
+//! PathInfoService: store paths by hash part, and the rule about who may add one.
+
+use std::sync::Arc;
+
+use castore::Node;
+use castore::proto::Node as NodeMessage;
+use nix_compat::path_info::PathInfo;
+use nix_compat::signature::PublicKey;
+use nix_compat::store_path::StoreDir;
+use store::nar_digest::NarFacts;
+use store::view::ViewError;
+use store::{Entry, NewPath};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::blocking::blocking;
+use crate::connection::{Peer, Trust};
+use crate::limits::{MAX_NARS, PATHS_PER_STEP, QUEUE_ITEMS};
+use crate::path_info::{from_message, to_message};
+use crate::proto::store as message;
+use crate::proto::store::get_path_info_request::ByWhat;
+use crate::proto::store::path_info_service_server::PathInfoService;
+use crate::status;
+use crate::tree::TreeError;
+
+/// What PathInfoService needs of a store. The methods block.
+pub trait PathInfos: Send + Sync {
+    /// The directory of the store's paths.
+    fn store_dir(&self) -> &StoreDir;
+
+    /// The valid path with this hash part.
+    fn get(&self, digest: &[u8; 20]) -> Result<Option<Entry>, PathsError>;
+
+    /// Up to `limit` valid paths with numbers above `after`, in the order of their numbers; none at the end.
+    fn list(&self, after: u32, limit: usize) -> Result<Vec<Entry>, PathsError>;
+
+    /// Makes a path valid whose contents are in the castore, if they are what the path info says.
+    ///
+    /// Whoever claims it was found trustworthy; everything that can be computed is checked here: that the contents are
+    /// whole, their NAR's hash and size, the content address, the references.
+    fn put(&self, path: NewPath) -> Result<(), PathsError>;
+
+    /// Hash and size of the NAR of a tree in the castore.
+    fn calculate_nar(&self, node: &Node) -> Result<NarFacts, PathsError>;
+}
+
+/// Why a store could not answer about its paths.
+#[derive(Debug, thiserror::Error)]
+pub enum PathsError {
+    /// The store refused or failed.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The store could not list its paths.
+    #[error(transparent)]
+    View(#[from] ViewError),
+    /// The contents are not in the castore as they are said to be.
+    #[error("the contents are not whole: {0}")]
+    Tree(#[from] TreeError),
+}
+
+/// Serves the path infos of a store.
+pub(crate) struct Paths {
+    store: Arc<dyn PathInfos>,
+    trusted_keys: Vec<PublicKey>,
+    nars: Arc<Semaphore>,
+}
+
+impl Paths {
+    pub(crate) fn new(store: Arc<dyn PathInfos>, trusted_keys: Vec<PublicKey>) -> Paths {
+        Paths { store, trusted_keys, nars: Arc::new(Semaphore::new(MAX_NARS)) }
+    }
+
+    async fn with_store<T, F>(&self, work: F) -> Result<T, Status>
+    where
+        T: Send + 'static,
+        F: FnOnce(&dyn PathInfos) -> Result<T, PathsError> + Send + 'static,
+    {
+        let store = self.store.clone();
+        blocking(move || work(&*store).map_err(status::paths)).await
+    }
+
+    /// As [`Paths::with_store`], for work that reads a whole tree. It holds its place until it is finished, even when
+    /// the client does not wait for that.
+    async fn with_nar<T, F>(&self, work: F) -> Result<T, Status>
+    where
+        T: Send + 'static,
+        F: FnOnce(&dyn PathInfos) -> Result<T, PathsError> + Send + 'static,
+    {
+        let place = self.nars.clone().acquire_owned().await.map_err(status::internal)?;
+        self.with_store(move |store| {
+            let _place = place;
+            work(store)
+        })
+        .await
+    }
+}
+
+#[tonic::async_trait]
+impl PathInfoService for Paths {
+    async fn get(&self, request: Request<message::GetPathInfoRequest>) -> Result<Response<message::PathInfo>, Status> {
+        let Some(ByWhat::ByOutputHash(digest)) = request.into_inner().by_what else {
+            return Err(Status::invalid_argument("the request names no path"));
+        };
+        let digest: [u8; 20] = digest[..]
+            .try_into()
+            .map_err(|_| status::invalid(format!("by_output_hash has {} bytes, not 20", digest.len())))?;
+        let entry = self.with_store(move |store| store.get(&digest)).await?;
+        let entry = entry.ok_or_else(|| Status::not_found("no valid path has this hash part"))?;
+        Ok(Response::new(to_message(&entry.info, &entry.node)))
+    }
+
+    async fn put(&self, request: Request<message::PathInfo>) -> Result<Response<message::PathInfo>, Status> {
+        let trust = Peer::trust(&request);
+        let path = from_message(request.into_inner()).map_err(status::invalid)?;
+        may_add(&path.info, trust, &self.trusted_keys, self.store.store_dir())?;
+
+        let entry = self
+            .with_nar(move |store| {
+                let digest = path.info.path.digest();
+                store.put(path)?;
+                store.get(&digest)
+            })
+            .await?;
+        // Only a collection at this very moment can take it away again.
+        let entry = entry.ok_or_else(|| Status::aborted("the path was deleted as soon as it was added"))?;
+        tracing::info!(path = %entry.info.path, "grpc: path added");
+        Ok(Response::new(to_message(&entry.info, &entry.node)))
+    }
+
+    async fn calculate_nar(
+        &self,
+        request: Request<NodeMessage>,
+    ) -> Result<Response<message::CalculateNarResponse>, Status> {
+        let (_, node) = request.into_inner().into_parts().map_err(status::invalid)?;
+        let nar = self.with_nar(move |store| store.calculate_nar(&node)).await?;
+        let nar_sha256 = nar.nar_hash.as_bytes().to_vec().into();
+        Ok(Response::new(message::CalculateNarResponse { nar_size: nar.nar_size, nar_sha256 }))
+    }
+
+    type ListStream = ReceiverStream<Result<message::PathInfo, Status>>;
+
+    async fn list(&self, _: Request<message::ListPathInfoRequest>) -> Result<Response<Self::ListStream>, Status> {
+        let (sender, paths) = mpsc::channel(QUEUE_ITEMS);
+        let store = self.store.clone();
+        // No thread waits for the client; see BlobService.Read.
+        tokio::spawn(async move {
+            let mut after = 0;
+            loop {
+                let store = store.clone();
+                let page = move || store.list(after, PATHS_PER_STEP).map_err(status::paths);
+                let page = match blocking(page).await {
+                    Ok(page) => page,
+                    Err(error) => {
+                        let _ = sender.send(Err(error)).await;
+                        return;
+                    }
+                };
+                let Some(last) = page.last() else { return };
+                after = last.number;
+                for entry in page {
+                    if sender.send(Ok(to_message(&entry.info, &entry.node))).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(paths)))
+    }
+}
+
+/// The trust rule: a path info is a claim, and somebody or something must stand for it.
+///
+/// A content address stands for it when the path follows from it; that the contents have it is checked later, from the
+/// contents. That cannot be done for one that refers to itself, whose address leaves the references to itself out.
+fn may_add(info: &PathInfo, trust: Trust, keys: &[PublicKey], store_dir: &StoreDir) -> Result<(), Status> {
+    let proves_itself = info.is_content_addressed(store_dir) && !info.references.contains(&info.path);
+    if trust == Trust::Trusted || proves_itself || info.is_signed_by(store_dir, keys) {
+        return Ok(());
+    }
+    Err(Status::permission_denied(format!(
+        "cannot add path '{}': it has no signature by a trusted key and is not content-addressed, and the peer is not \
+         trusted",
+        store_dir.display(&info.path)
+    )))
+}
