@@ -69,8 +69,7 @@ impl Store {
         }
         // Depth first over the inputs, on a stack of our own: chains of derivations are long.
         let mut stack = vec![(path.clone(), self.derivation(path)?)];
-        loop {
-            let Some((path, derivation)) = stack.last() else { break };
+        while let Some((path, derivation)) = stack.last() {
             let unknown = {
                 let hashes = self.derivations.hashes.lock();
                 derivation.input_drvs.keys().find(|input| !hashes.contains_key(*input)).cloned()

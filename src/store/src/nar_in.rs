@@ -135,7 +135,7 @@ impl Store {
         let (ingested, hash) = match options.method {
             Method::Nar => {
                 let ingested = self.import_nar(reader, NarDigest::new(Some(options.algorithm), None))?;
-                let hash = ingested.nar.other.clone().unwrap_or(Hash::Sha256(*ingested.nar.nar_hash.as_bytes()));
+                let hash = ingested.nar.other.unwrap_or(Hash::Sha256(*ingested.nar.nar_hash.as_bytes()));
                 (ingested, hash)
             }
             Method::Flat | Method::Text => self.import_flat(reader, options.algorithm)?,
@@ -226,7 +226,7 @@ impl Store {
         // kinds of hash that do not need that are recomputed here.
         let got = match ca.method {
             Method::Nar if self_reference => None,
-            Method::Nar => Some(ingested.nar.other.clone().unwrap_or(Hash::Sha256(*ingested.nar.nar_hash.as_bytes()))),
+            Method::Nar => Some(ingested.nar.other.unwrap_or(Hash::Sha256(*ingested.nar.nar_hash.as_bytes()))),
             Method::Flat | Method::Text => Some(self.flat_hash(&ingested.node, ca.hash.algorithm(), &path())?),
         };
         if let Some(got) = got.filter(|got| *got != ca.hash) {

@@ -22,7 +22,7 @@ use crate::view::{StoreEvent, Subscriber};
 /// Version of the store's own tables, in the meta table. A newer one is refused.
 const SCHEMA: &str = "1";
 /// Decoded blocks kept in memory unless configured otherwise.
-pub const DEFAULT_CACHE_BYTES: u64 = 64 << 20;
+const DEFAULT_CACHE_BYTES: u64 = 64 << 20;
 
 /// Where a store lives.
 #[derive(Clone, Debug)]

@@ -1,0 +1,260 @@
+//! The store as its users see it, over a real castore on disk.
+
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use nix_compat::content_address::Method;
+use nix_compat::hash::{Algorithm, NarHash, sha256};
+use nix_compat::nar::NarWriter;
+use nix_compat::path_info::PathInfo;
+use nix_compat::store_path::{StoreDir, StorePath};
+use store::nar_digest::NarDigest;
+use store::view::StoreView;
+use store::{AddOptions, Config, Error, GcAction, GcOptions, NewPath, SignaturePolicy, Store};
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    store: Option<Arc<Store>>,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Some(Store::open(Config::new(StoreDir::default(), dir.path())).unwrap());
+        Self { dir, store }
+    }
+
+    fn store(&self) -> &Arc<Store> {
+        self.store.as_ref().unwrap()
+    }
+
+    fn reopen(&mut self) {
+        self.store = None;
+        self.store = Some(Store::open(Config::new(StoreDir::default(), self.dir.path())).unwrap());
+    }
+}
+
+/// A directory with an executable, a link, and `size` bytes of data.
+fn nar(seed: &str, size: usize) -> Vec<u8> {
+    let mut nar = NarWriter::new(Vec::new());
+    nar.enter_directory().unwrap();
+    nar.entry(b"bin").unwrap();
+    nar.enter_directory().unwrap();
+    nar.entry(b"run").unwrap();
+    nar.regular_header(true, seed.len() as u64).unwrap();
+    nar.contents(seed.as_bytes()).unwrap();
+    nar.end_regular().unwrap();
+    nar.leave_directory().unwrap();
+    nar.entry(b"data").unwrap();
+    let data: Vec<u8> = (0..size).map(|i| (i * i / 7 + seed.len()) as u8).collect();
+    nar.regular_header(false, size as u64).unwrap();
+    nar.contents(&data).unwrap();
+    nar.end_regular().unwrap();
+    nar.entry(b"link").unwrap();
+    nar.symlink(b"bin/run").unwrap();
+    nar.leave_directory().unwrap();
+    nar.finish().unwrap()
+}
+
+fn info(name: &str, nar: &[u8], references: &[&StorePath]) -> PathInfo {
+    PathInfo {
+        path: StorePath::from_parts(sha256(name.as_bytes())[..20].try_into().unwrap(), name).unwrap(),
+        deriver: None,
+        nar_hash: NarHash::from(sha256(nar)),
+        references: references.iter().map(|r| (*r).clone()).collect(),
+        registration_time: 0,
+        nar_size: nar.len() as u64,
+        ultimate: false,
+        signatures: BTreeSet::new(),
+        ca: None,
+    }
+}
+
+fn add(store: &Store, name: &str, references: &[&StorePath]) -> StorePath {
+    let nar = nar(name, 100_000);
+    let info = info(name, &nar, references);
+    let path = info.path.clone();
+    store.add_with_info(info, &mut &nar[..]).unwrap();
+    path
+}
+
+fn gc(action: GcAction) -> GcOptions {
+    GcOptions { action, max_freed: u64::MAX, keep_derivations: true, keep_outputs: false }
+}
+
+#[test]
+fn what_goes_in_comes_out_also_after_reopening() {
+    let mut fixture = Fixture::new();
+    let bytes = nar("hello", 300_000);
+    let info = info("hello", &bytes, &[]);
+    fixture.store().add_with_info(info.clone(), &mut &bytes[..]).unwrap();
+    for _ in 0..2 {
+        let mut out = Vec::new();
+        fixture.store().write_nar(&info.path, &mut out).unwrap();
+        assert!(out == bytes);
+        let known = fixture.store().path_info(&info.path).unwrap().unwrap();
+        assert_eq!(PathInfo { registration_time: 0, ..known }, info);
+        fixture.reopen();
+    }
+}
+
+#[test]
+fn a_wrong_hash_or_size_registers_nothing() {
+    let fixture = Fixture::new();
+    let bytes = nar("x", 10);
+    let good = info("x", &bytes, &[]);
+    let bad = PathInfo { nar_hash: NarHash::from([7; 32]), ..good.clone() };
+    assert!(matches!(fixture.store().add_with_info(bad, &mut &bytes[..]), Err(Error::HashMismatch { .. })));
+    let bad = PathInfo { nar_size: good.nar_size + 8, ..good.clone() };
+    assert!(matches!(fixture.store().add_with_info(bad, &mut &bytes[..]), Err(Error::SizeMismatch { .. })));
+    assert!(!fixture.store().is_valid(&good.path).unwrap());
+    assert!(matches!(fixture.store().add_with_info(good, &mut &bytes[..bytes.len() - 8]), Err(Error::Nar(_))));
+    assert!(fixture.store().all_valid_paths().unwrap().is_empty());
+}
+
+#[test]
+fn references_must_be_valid_and_are_found_backwards() {
+    let fixture = Fixture::new();
+    let store = fixture.store();
+    let nowhere = StorePath::from_parts([1; 20], "nowhere").unwrap();
+    let bytes = nar("y", 10);
+    let refused = store.add_with_info(info("y", &bytes, &[&nowhere]), &mut &bytes[..]);
+    assert!(matches!(refused, Err(Error::InvalidReference { .. })));
+    let a = add(store, "a", &[]);
+    let b = add(store, "b", &[&a]);
+    assert_eq!(store.referrers(&a).unwrap(), BTreeSet::from([b.clone()]));
+    assert_eq!(store.closure([&b]).unwrap(), BTreeSet::from([a, b]));
+}
+
+#[test]
+fn content_addresses_follow_from_the_contents() {
+    let fixture = Fixture::new();
+    let store = fixture.store();
+    let options = |method, algorithm| AddOptions { name: "f".into(), method, algorithm, references: BTreeSet::new() };
+    for algorithm in [Algorithm::Md5, Algorithm::Sha1, Algorithm::Sha256, Algorithm::Sha512] {
+        let flat = store.add(&options(Method::Flat, algorithm), &mut &b"contents"[..]).unwrap();
+        assert_eq!(store.add(&options(Method::Flat, algorithm), &mut &b"contents"[..]).unwrap(), flat);
+        assert!(flat.is_content_addressed(store.store_dir()));
+        let bytes = nar("f", 1000);
+        let tree = store.add(&options(Method::Nar, algorithm), &mut &bytes[..]).unwrap();
+        assert!(tree.is_content_addressed(store.store_dir()));
+        assert_ne!(flat.path, tree.path);
+    }
+}
+
+#[test]
+fn an_unsigned_path_is_for_trusted_clients_only() {
+    let fixture = Fixture::new();
+    let bytes = nar("z", 10);
+    let unsigned = info("z", &bytes, &[]);
+    assert!(fixture.store().check_signatures(&unsigned, SignaturePolicy::DontCheck).is_ok());
+    let refused = fixture.store().check_signatures(&unsigned, SignaturePolicy::Require(&[]));
+    assert!(matches!(refused, Err(Error::Untrusted(_))));
+}
+
+#[test]
+fn collection_keeps_what_roots_reach() {
+    let fixture = Fixture::new();
+    let store = fixture.store();
+    let a = add(store, "a", &[]);
+    let b = add(store, "b", &[&a]);
+    let c = add(store, "c", &[&a]);
+    let link = fixture.dir.path().join("result");
+    std::os::unix::fs::symlink(store.store_dir().display(&b), &link).unwrap();
+    store.add_indirect_root(&link).unwrap();
+    assert!(store.find_roots().unwrap().iter().any(|root| root.path == b && root.link == link.to_str().unwrap()));
+
+    let dead = store.collect_garbage(&gc(GcAction::ReturnDead)).unwrap().paths;
+    assert_eq!(dead, BTreeSet::from([c.clone()]));
+    let held = store.new_temp_roots();
+    held.add(&c);
+    assert!(store.collect_garbage(&gc(GcAction::DeleteDead)).unwrap().paths.is_empty());
+    drop(held);
+    assert_eq!(store.collect_garbage(&gc(GcAction::DeleteDead)).unwrap().paths, BTreeSet::from([c]));
+
+    let refused = store.collect_garbage(&gc(GcAction::DeleteSpecific(BTreeSet::from([a.clone()]))));
+    assert!(matches!(refused, Err(Error::Alive(_))));
+    std::fs::remove_file(&link).unwrap();
+    let outcome = store.collect_garbage(&gc(GcAction::DeleteDead)).unwrap();
+    assert_eq!(outcome.paths, BTreeSet::from([a, b]));
+    assert!(store.all_valid_paths().unwrap().is_empty());
+}
+
+#[test]
+fn numbers_are_never_used_twice() {
+    let mut fixture = Fixture::new();
+    let a = add(fixture.store(), "a", &[]);
+    let first = fixture.store().entry(&a).unwrap().unwrap().number;
+    fixture.store().collect_garbage(&gc(GcAction::DeleteDead)).unwrap();
+    let b = add(fixture.store(), "b", &[]);
+    fixture.reopen();
+    let c = add(fixture.store(), "c", &[]);
+    let numbers: Vec<u32> = [&b, &c].iter().map(|p| fixture.store().entry(p).unwrap().unwrap().number).collect();
+    assert!(first < numbers[0] && numbers[0] < numbers[1], "{first} {numbers:?}");
+    let listed: Vec<u32> = fixture.store().list(0, 10).unwrap().iter().map(|root| root.number).collect();
+    assert_eq!(listed, numbers);
+    assert_eq!(fixture.store().by_number(numbers[1]).unwrap().unwrap().path, c);
+    assert!(fixture.store().by_number(first).unwrap().is_none());
+}
+
+#[test]
+fn a_wrong_output_path_in_a_derivation_is_refused() {
+    let fixture = Fixture::new();
+    let text = br#"Derive([("out","/nix/store/00000000000000000000000000000000-d","","")],[],[],"x","/b",[],[("out","/nix/store/00000000000000000000000000000000-d")])"#;
+    let options = AddOptions {
+        name: "d.drv".into(),
+        method: Method::Text,
+        algorithm: Algorithm::Sha256,
+        references: BTreeSet::new(),
+    };
+    assert!(matches!(fixture.store().add(&options, &mut &text[..]), Err(Error::Derivation { .. })));
+    assert!(fixture.store().all_valid_paths().unwrap().is_empty());
+}
+
+#[test]
+fn dumps_are_scanned_for_references() {
+    let fixture = Fixture::new();
+    let store = fixture.store();
+    let a = add(store, "a", &[]);
+    let b = add(store, "b", &[]);
+    let text = format!("uses {}/bin/run", store.store_dir().display(&a));
+    let dump = |out: &mut dyn Write| -> io::Result<()> {
+        let mut nar = NarWriter::new(out);
+        nar.regular_header(false, text.len() as u64).map_err(io::Error::other)?;
+        nar.contents(text.as_bytes()).map_err(io::Error::other)?;
+        nar.end_regular().map_err(io::Error::other)?;
+        nar.finish().map_err(io::Error::other)?;
+        Ok(())
+    };
+    let ingested = store.ingest_dump(dump, None, Some(&BTreeSet::from([a.clone(), b]))).unwrap();
+    assert_eq!(ingested.nar.references, BTreeSet::from([a]));
+}
+
+#[test]
+fn verification_finds_nothing_wrong_with_a_good_store() {
+    let fixture = Fixture::new();
+    let a = add(fixture.store(), "a", &[]);
+    add(fixture.store(), "b", &[&a]);
+    assert!(fixture.store().verify(true, &mut |_| ControlFlow::Continue(())).unwrap().is_empty());
+}
+
+#[test]
+fn an_import_that_is_not_registered_survives_a_sweep_as_long_as_it_is_pinned() {
+    let fixture = Fixture::new();
+    let store = fixture.store();
+    let bytes = nar("pinned", 200_000);
+    let ingested = store.import_nar(&mut &bytes[..], NarDigest::new(None, None)).unwrap();
+    // Deleting something wakes the sweeper, which has to wait for the pin.
+    add(store, "dead", &[]);
+    store.collect_garbage(&gc(GcAction::DeleteDead)).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let info = info("pinned", &bytes, &[]);
+    let path = info.path.clone();
+    store.register(vec![NewPath { info, node: ingested.node, pin: Some(ingested.pin) }]).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let mut out = Vec::new();
+    store.write_nar(&path, &mut out).unwrap();
+    assert!(out == bytes);
+}
