@@ -7,12 +7,19 @@ impl Derivation {
     /// Computes the paths of all outputs that can be known before building, and puts them into the outputs and the
     /// environment variables named like them. `input` is as in [`hash_modulo`](Self::hash_modulo).
     ///
-    /// What is not content-addressed may be [`Output::Deferred`] before, and is so afterwards if an input is not known.
+    /// What is not content-addressed may be [`Output::Deferred`] before, and is so afterwards if the path of an input
+    /// cannot be known before building; its variable is then empty.
     pub fn fill_outputs(
         &mut self,
         dir: &StoreDir,
         input: &mut dyn FnMut(&StorePath) -> Option<HashModulo>,
     ) -> Result<(), Error> {
+        for (name, output) in &self.basic.outputs {
+            if !matches!(output, Output::Floating { .. } | Output::Impure { .. }) {
+                // The hash is over the variables' names, too; their values do not count.
+                self.basic.env.entry(name.as_str().into()).or_default();
+            }
+        }
         let hash = self.output_hash_modulo(dir, input)?;
         let basic = &mut self.basic;
         for (name, output) in &mut basic.outputs {
@@ -30,6 +37,7 @@ impl Derivation {
                     }
                     HashModulo::Fixed(_) | HashModulo::Deferred => {
                         *output = Output::Deferred;
+                        basic.env.insert(name.as_str().into(), Vec::new());
                         continue;
                     }
                 },
