@@ -88,3 +88,32 @@ impl FrameDecoder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_follows_the_end_is_left_alone() {
+        let mut decoder = FrameDecoder::new();
+        let mut input: &[u8] = b"\x02\0\0\0\0\0\0\0ab\0\0\0\0\0\0\0\0next";
+        assert_eq!(decoder.decode(&mut input).unwrap(), Frame::Data(b"ab"));
+        assert_eq!(decoder.decode(&mut input).unwrap(), Frame::End);
+        assert_eq!(decoder.decode(&mut input).unwrap(), Frame::End);
+        assert_eq!(input, b"next");
+    }
+
+    #[test]
+    fn frames_of_four_gibibytes_are_refused() {
+        let mut input: &[u8] = &(1_u64 << 32).to_le_bytes();
+        assert!(matches!(FrameDecoder::new().decode(&mut input), Err(Invalid::IntegerTooLarge { bits: 32, .. })));
+    }
+
+    #[test]
+    fn a_cut_off_header_wants_its_rest() {
+        let mut decoder = FrameDecoder::new();
+        let mut input: &[u8] = &[1, 0, 0];
+        assert_eq!(decoder.decode(&mut input).unwrap(), Frame::NeedMore);
+        assert_eq!(decoder.wanted(), 5);
+    }
+}

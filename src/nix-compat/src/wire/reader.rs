@@ -93,7 +93,6 @@ impl<'a> Reader<'a> {
 
     /// A string of at most `limit` bytes, which need not be text.
     pub fn bytes(&mut self, limit: usize) -> Result<&'a [u8]> {
-        let owed = self.owed;
         let start = self.position;
         let stated = self.u64()?;
         let length = usize::try_from(stated)
@@ -104,7 +103,6 @@ impl<'a> Reader<'a> {
         // One request for body and padding, so that `needed` covers both.
         let Some(taken) = self.remaining().get(..length + padding) else {
             self.position = start;
-            self.owed = owed;
             return Err(self.incomplete(WORD + length + padding));
         };
         self.position += length + padding;
@@ -181,5 +179,64 @@ impl<'a> Reader<'a> {
             0 => Ok(()),
             surplus => Err(Invalid::Surplus(surplus)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn incomplete(result: Result<impl std::fmt::Debug>) -> usize {
+        match result {
+            Err(ReadError::Incomplete { needed }) => needed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn empty_strings_have_neither_body_nor_padding() {
+        let mut reader = Reader::new(&[0; 16]);
+        assert_eq!(reader.bytes(0).unwrap(), b"");
+        assert_eq!(reader.position(), 8);
+    }
+
+    #[test]
+    fn the_limit_counts_before_the_bytes_have_arrived() {
+        let message = [9, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(incomplete(Reader::new(&message).bytes(9)), 8 + 16);
+        let error = Reader::new(&message).bytes(8).unwrap_err();
+        assert!(matches!(error, ReadError::Invalid(Invalid::StringTooLong { length: 9, limit: 8 })));
+        let huge = [0xff; 8];
+        assert!(matches!(Reader::new(&huge).bytes(MAX_STRING), Err(ReadError::Invalid(Invalid::StringTooLong { .. }))));
+    }
+
+    #[test]
+    fn padding_must_be_zero() {
+        let message = *b"\x03\0\0\0\0\0\0\0abc\0\0\0\0\x01";
+        let error = Reader::new(&message).bytes(10).unwrap_err();
+        assert!(matches!(error, ReadError::Invalid(Invalid::NonZeroPadding)));
+    }
+
+    #[test]
+    fn integers_must_fit() {
+        let mut reader = Reader::new(&[0, 1, 0, 0, 0, 0, 0, 0]);
+        assert!(matches!(reader.u8(), Err(ReadError::Invalid(Invalid::IntegerTooLarge { value: 256, bits: 8 }))));
+        assert!(Reader::new(&[0xff; 8]).u63().is_err());
+        assert!(Reader::new(&[0xff; 8]).bool().unwrap());
+        assert_eq!(incomplete(Reader::new(&[0; 7]).u64()), 8);
+    }
+
+    #[test]
+    fn missing_elements_count_eight_bytes_each() {
+        let mut message = [0; 16];
+        message[0] = 5; // five strings, the first of them empty
+        assert_eq!(incomplete(Reader::new(&message).list(1, |reader| Ok(reader.bytes(9)?.len()))), 8 + 5 * 8);
+        assert_eq!(incomplete(Reader::new(&message).each_of_strings(2, |_| Ok(()))), 8 + 10 * 8);
+    }
+
+    #[test]
+    fn nothing_may_follow_a_finished_message() {
+        let reader = Reader::new(&[0; 3]);
+        assert!(matches!(reader.finish(), Err(Invalid::Surplus(3))));
     }
 }

@@ -7,6 +7,7 @@
 mod golden;
 mod handshake;
 mod properties;
+mod recordings;
 
 mod strategies;
 mod support;
