@@ -86,7 +86,10 @@ impl Runner<'_> {
         });
         let out = self.check("nix-build", |r| {
             let out = Call::nix(r.room, r.who, r.release, "nix-build").arg("--no-out-link").arg(r.room.tmp(&file)).ok()?;
-            expect_contains(&out.stderr, "a line of the log")?;
+            if !r.release.is_2_3() {
+                // The 2.3 client prints no build log when it is not on a terminal and the daemon is a newer one.
+                expect_contains(&out.stderr, "a line of the log")?;
+            }
             Ok(out.text())
         });
         self.check("cat result", |r| {

@@ -21,6 +21,8 @@ pub const SOCKET: &str = "/nix/var/nix/daemon-socket/socket";
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Names another daemon than the workspace's own, for example a stock `nix-daemon`.
 const DAEMON_VARIABLE: &str = "CASTORED_COMPAT_DAEMON";
+/// Where castored, called as `nix-daemon`, listens for gRPC.
+pub const GRPC_VARIABLE: &str = "CASTORED_GRPC_LISTEN";
 
 /// A daemon binary.
 #[derive(Debug, Clone)]
@@ -63,6 +65,7 @@ impl Subject {
     }
 
     /// How to start the daemon in this room: called by the name `nix-daemon`, so that castored behaves as stock does.
+    /// Under that name it opens no gRPC port unless [`GRPC_VARIABLE`] says so; rooms run side by side.
     pub fn command(&self, room: &Room, conf: &str) -> Result<Command> {
         let name = room.dir().join("bin/nix-daemon");
         if !name.exists() {
@@ -75,16 +78,13 @@ impl Subject {
         let mut command = Command::new(&name);
         command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.env("HOME", room.dir().join("home-root")).env("NIX_CONF_DIR", &conf_dir);
-        for passed in ["RUST_LOG", "RUST_BACKTRACE"] {
+        for passed in ["CASTORED_LOG", "RUST_BACKTRACE"] {
             command.envs(std::env::var_os(passed).map(|v| (passed, v)));
         }
         if self.stock
             && let Some(prefix) = self.binary.parent().and_then(Path::parent)
         {
             command.env("NIX_LIBEXEC_DIR", prefix.join("libexec"));
-        } else {
-            // Rooms run side by side: none may own the well-known port. A test that wants gRPC names its own.
-            command.env("CASTORED_GRPC_LISTEN", "none");
         }
         Ok(command)
     }
@@ -125,6 +125,7 @@ pub fn default_conf() -> String {
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
+    exe: PathBuf,
     log: PathBuf,
     socket: PathBuf,
 }
@@ -140,13 +141,14 @@ impl Daemon {
         }
         let program = PathBuf::from(command.get_program());
         let child = command.stdout(copy).stderr(file).spawn().doing("starting", program)?;
-        let mut daemon = Self { child, log, socket: socket.to_owned() };
+        let mut daemon = Self { child, exe: PathBuf::new(), log, socket: socket.to_owned() };
         let start = Instant::now();
         loop {
             if let Some(status) = daemon.child.try_wait().doing("waiting for", "the daemon")? {
                 return Err(daemon.failure(format!("the daemon ended at once with {status}")));
             }
             if UnixStream::connect(&daemon.socket).is_ok() {
+                daemon.exe = fs::read_link(format!("/proc/{}/exe", daemon.pid())).unwrap_or_default();
                 return Ok(daemon);
             }
             if start.elapsed() > PATIENCE {
@@ -194,9 +196,25 @@ impl Daemon {
         Err(self.failure(format!("the daemon did not end within {limit:?}")))
     }
 
-    /// Ends it with SIGKILL: no warning, no cleaning up.
-    pub fn kill_hard(mut self) -> Result<()> {
+    /// Sends SIGKILL: no warning, no cleaning up. Stock Nix has a process for each connection; those go too.
+    pub fn send_kill(&self) -> Result<()> {
+        let workers = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid())).unwrap_or_default();
         kill(self.pid(), Signal::SIGKILL).doing("killing", "the daemon")?;
+        for pid in workers.split_whitespace().filter(|pid| self.is_worker(pid)).filter_map(|pid| pid.parse().ok()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        Ok(())
+    }
+
+    /// Whether a child is the daemon itself, forked, rather than something it runs.
+    fn is_worker(&self, pid: &str) -> bool {
+        let exe = |pid: &str| fs::read_link(format!("/proc/{pid}/exe")).ok();
+        exe(pid).is_some_and(|own| own == self.exe)
+    }
+
+    /// Kills it without warning and waits for its end.
+    pub fn kill_hard(mut self) -> Result<()> {
+        self.send_kill()?;
         self.child.wait().doing("waiting for", "the daemon").map(drop)
     }
 

@@ -163,12 +163,13 @@ impl Client {
         Ok(sink.finish().0)
     }
 
-    /// True if the daemon has closed the connection; waits for it to do so.
-    pub fn is_closed(&mut self) -> bool {
-        let mut rest = Vec::new();
-        match (&mut self.stream).take(MAX_STRING).read_to_end(&mut rest) {
-            Ok(_) => true,
-            Err(e) => matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
+    /// Waits until the daemon has closed the connection; an error if it does not.
+    pub fn closed(&mut self) -> Result<()> {
+        match io::copy(&mut (&mut self.stream).take(MAX_STRING), &mut io::sink()) {
+            Err(e) if !matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
+                Err(e).doing("waiting for the end of", "a connection")
+            }
+            _ => Ok(()),
         }
     }
 
