@@ -142,7 +142,7 @@ pub enum Request {
     RegisterDrvOutput(Realisation),
     /// Answered by [`Response::Realisation`](super::Response::Realisation).
     QueryRealisation(DrvOutput),
-    /// The payload is a count and so many times a path info ([`read_path_info`]) with its NAR. Answered by
+    /// The payload is a count and so many times a path info ([`read_path_info`](super::read_path_info)) with its NAR. Answered by
     /// [`Response::Nothing`](super::Response::Nothing).
     AddMultipleToStore {
         /// Whether to replace what is damaged.

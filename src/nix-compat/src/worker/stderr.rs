@@ -58,63 +58,63 @@ impl Verbosity {
 }
 
 wire_enum! {
-    /// What an activity is doing. Its fields are named in brackets.
+    /// What an activity is doing. Its fields are named in parentheses.
     pub enum ActivityKind {
         /// Nothing in particular.
         Unknown = 0,
-        /// Copying a path: [path, source URI, destination URI].
+        /// Copying a path: (path, source URI, destination URI).
         CopyPath = 100,
-        /// Transferring a file: [URI].
+        /// Transferring a file: (URI).
         FileTransfer = 101,
-        /// The whole of a build request: [].
+        /// The whole of a build request: no fields.
         Realise = 102,
-        /// The parent of all copies: [].
+        /// The parent of all copies: no fields.
         CopyPaths = 103,
-        /// The parent of all builds: [].
+        /// The parent of all builds: no fields.
         Builds = 104,
-        /// Building: [derivation path, machine or "", 1, 1].
+        /// Building: (derivation path, machine or "", 1, 1).
         Build = 105,
-        /// Deduplicating the store: [].
+        /// Deduplicating the store: no fields.
         OptimiseStore = 106,
-        /// Checking the store: [].
+        /// Checking the store: no fields.
         VerifyPaths = 107,
-        /// Substituting: [path, substituter's URI].
+        /// Substituting: (path, substituter's URI).
         Substitute = 108,
-        /// Asking a substituter: [path, substituter's URI].
+        /// Asking a substituter: (path, substituter's URI).
         QueryPathInfo = 109,
-        /// Running the post-build hook: [derivation path].
+        /// Running the post-build hook: (derivation path).
         PostBuildHook = 110,
-        /// Waiting for something another build holds: [] or [derivation path].
+        /// Waiting for something another build holds: no fields, or (derivation path).
         BuildWaiting = 111,
-        /// Fetching a source tree: [].
+        /// Fetching a source tree: no fields.
         FetchTree = 112,
-        /// Copying a source tree to the store: [source path, dry run].
+        /// Copying a source tree to the store: (source path, dry run).
         FetchToStore = 113,
     }
 }
 
 wire_enum! {
-    /// What is reported about a running activity. Its fields are named in brackets.
+    /// What is reported about a running activity. Its fields are named in parentheses.
     pub enum ResultKind {
-        /// A file was replaced by a link: [bytes, blocks].
+        /// A file was replaced by a link: (bytes, blocks).
         FileLinked = 100,
-        /// The builder wrote a line: [line].
+        /// The builder wrote a line: (line).
         BuildLogLine = 101,
-        /// A path without a trusted signature: [path].
+        /// A path without a trusted signature: (path).
         UntrustedPath = 102,
-        /// A corrupted path: [path].
+        /// A corrupted path: (path).
         CorruptedPath = 103,
-        /// The build entered a phase: [phase].
+        /// The build entered a phase: (phase).
         SetPhase = 104,
-        /// How far: [done, expected, running, failed].
+        /// How far: (done, expected, running, failed).
         Progress = 105,
-        /// What to expect of an activity type in total: [type, expected].
+        /// What to expect of an activity type in total: (type, expected).
         SetExpected = 106,
-        /// The post-build hook wrote a line: [line].
+        /// The post-build hook wrote a line: (line).
         PostBuildLogLine = 107,
-        /// The state of a fetch: [text].
+        /// The state of a fetch: (text).
         FetchStatus = 108,
-        /// A source tree was copied: [path].
+        /// A source tree was copied: (path).
         FetchToStore = 109,
     }
 }

@@ -4,6 +4,7 @@
 // clippy.toml allows it in test functions only, not in their helpers.
 #![allow(clippy::unwrap_used)]
 
+mod expressible;
 mod golden;
 mod handshake;
 mod properties;

@@ -7,9 +7,8 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::strategies::{
-    expressible, expressible_message, expressible_response, message, request, response, store_path,
-};
+use crate::expressible::{expressible, expressible_message, expressible_response};
+use crate::strategies::{message, request, response, store_path};
 use crate::support::{all_protocols, protocol};
 
 /// How many values of each kind are tried at each version.
