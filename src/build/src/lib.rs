@@ -1,6 +1,33 @@
 //! Building derivations: scheduling across all clients, and the sandbox.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | [`scheduler`] | who wants what, what depends on what, whose turn it is |
+//! | `run` | one build, from inputs to registered outputs |
+//! | `place`, `room`, `environment`, `attributes` | where it runs, and what the builder is told |
+//! | [`helper`], [`sandbox`] | the process it runs in |
+//! | [`dump`], `output` | taking what it left behind |
+//!
+//! A build happens in three processes: the daemon (everything but `sandbox`), its helper (one thread, [`sandbox_main`]),
+//! and the builder.
 
+mod attributes;
+pub mod dump;
+mod environment;
+mod failure;
 pub mod helper;
+pub mod log;
+mod options;
+mod output;
+mod place;
+mod remove;
+mod room;
+mod run;
 pub mod sandbox;
+pub mod scheduler;
+mod users;
 
+pub use dump::dump_tree;
+pub use failure::{exit_status, request_error};
 pub use sandbox::sandbox_main;
+pub use scheduler::{BuildConfig, Client, Events, NoSubstituter, RunningBuild, Scheduler, Substituter};

@@ -1,5 +1,7 @@
 //! The sandbox helper with real namespaces, without a store: a plain directory plays the store's mount.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // in helpers of tests too
+
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -258,8 +260,13 @@ fn sandbox_paths_below_a_link_stay_inside() {
     view.binds.push(Bind { source: busybox().into(), target: "/link/made".into(), optional: false });
     let (_, log) = run(&spec);
     assert!(!lab.path("outside").exists(), "a mount point was made outside the root: {log}");
+}
+
+#[test]
+fn optional_sandbox_paths_may_be_missing() {
+    let Some(lab) = lab("/nix/store") else { return };
+    let mut spec = lab.sandboxed("echo ran");
     let View::Sandbox(view) = &mut spec.view else { unreachable!() };
-    view.binds.truncate(2);
     view.binds.push(Bind { source: "/no/such/thing".into(), target: "/thing".into(), optional: true });
     assert_eq!(succeed(&spec), "ran\n");
 }

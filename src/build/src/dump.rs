@@ -1,0 +1,258 @@
+//! A tree on disk as a NAR.
+//!
+//! Everything is reached through directory descriptors, without following a single link, so the tree may have been
+//! made by an adversary: nothing outside of it is ever read. The walk keeps its own stack, whose height the NAR format
+//! limits.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstat, fstatat};
+use nix_compat::nar::NarWriter;
+
+/// Bytes read from a file at once.
+const PIECE: usize = 256 * 1024;
+
+/// Any of these makes a file executable in a NAR.
+const ANY_EXECUTE: u32 = 0o111;
+
+/// Writes the tree `name` in `parent` as a NAR.
+///
+/// Files are executable if anybody may execute them; all other permission bits, owners, times and attributes are left
+/// behind. A device, socket or fifo is an error.
+pub fn dump_tree(parent: BorrowedFd<'_>, name: &Path, out: &mut dyn Write) -> io::Result<()> {
+    Dump::new(out, false).run(parent, name)
+}
+
+/// As [`dump_tree`], for a tree that belongs to this process: what its owner may not read is made readable first.
+pub(crate) fn dump_own_tree(parent: BorrowedFd<'_>, name: &Path, out: &mut dyn Write) -> io::Result<()> {
+    Dump::new(out, true).run(parent, name)
+}
+
+/// A directory that is being written.
+struct Level {
+    dir: OwnedFd,
+    /// Names not yet written, the next one last.
+    names: Vec<Vec<u8>>,
+}
+
+struct Dump<'a> {
+    nar: NarWriter<&'a mut dyn Write>,
+    levels: Vec<Level>,
+    /// Where the walk is, for messages.
+    path: PathBuf,
+    make_readable: bool,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Dump<'a> {
+    fn new(out: &'a mut dyn Write, make_readable: bool) -> Self {
+        Self {
+            nar: NarWriter::new(out),
+            levels: Vec::new(),
+            path: PathBuf::new(),
+            make_readable,
+            buffer: vec![0; PIECE],
+        }
+    }
+
+    fn run(mut self, parent: BorrowedFd<'_>, name: &Path) -> io::Result<()> {
+        self.node(parent, name)?;
+        while let Some(level) = self.levels.last_mut() {
+            let Some(name) = level.names.pop() else {
+                self.nar.leave_directory().map_err(nar_error)?;
+                self.levels.pop();
+                self.path.pop();
+                continue;
+            };
+            self.nar.entry(&name).map_err(nar_error)?;
+            let dir = level.dir.try_clone()?;
+            self.node(dir.as_fd(), Path::new(std::ffi::OsStr::from_bytes(&name)))?;
+        }
+        self.nar.finish().map_err(nar_error)?;
+        Ok(())
+    }
+
+    /// Writes a file or symlink, or enters a directory.
+    fn node(&mut self, dir: BorrowedFd<'_>, name: &Path) -> io::Result<()> {
+        self.path.push(name);
+        let stat = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(|e| self.error("cannot stat", e))?;
+        match kind(&stat) {
+            SFlag::S_IFREG => self.file(dir, name)?,
+            SFlag::S_IFLNK => {
+                let target = readlinkat(dir, name).map_err(|e| self.error("cannot read the link", e))?;
+                self.nar.symlink(&target.into_vec()).map_err(nar_error)?;
+            }
+            SFlag::S_IFDIR => {
+                let dir = self.open(dir, name, OFlag::O_DIRECTORY)?;
+                let names = self.sorted_names(&dir)?;
+                self.nar.enter_directory().map_err(nar_error)?;
+                self.levels.push(Level { dir, names });
+                return Ok(());
+            }
+            _ => {
+                let text = format!("file '{}' has an unsupported type", self.path.display());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+            }
+        }
+        self.path.pop();
+        Ok(())
+    }
+
+    fn file(&mut self, dir: BorrowedFd<'_>, name: &Path) -> io::Result<()> {
+        let mut file = File::from(self.open(dir, name, OFlag::O_NONBLOCK)?);
+        let stat = fstat(&file)?;
+        if kind(&stat) != SFlag::S_IFREG {
+            return Err(self.error("cannot read", Errno::ESTALE));
+        }
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        self.nar.regular_header(stat.st_mode & ANY_EXECUTE != 0, size).map_err(nar_error)?;
+        loop {
+            let length = file.read(&mut self.buffer)?;
+            if length == 0 {
+                break;
+            }
+            self.nar.contents(&self.buffer[..length]).map_err(nar_error)?;
+        }
+        self.nar.end_regular().map_err(nar_error)
+    }
+
+    /// Opens an entry that is no symlink.
+    fn open(&self, dir: BorrowedFd<'_>, name: &Path, flags: OFlag) -> io::Result<OwnedFd> {
+        let how = OpenHow::new()
+            .flags(flags | OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+        let mut result = openat2(dir, name, how);
+        if matches!(result, Err(Errno::EACCES)) && self.make_readable {
+            let mode = Mode::from_bits_truncate(if flags.contains(OFlag::O_DIRECTORY) { 0o700 } else { 0o600 });
+            let stat = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+            let mode = mode | Mode::from_bits_truncate(stat.st_mode & 0o777);
+            fchmodat(dir, name, mode, FchmodatFlags::FollowSymlink)?;
+            result = openat2(dir, name, how);
+        }
+        result.map_err(|e| self.error("cannot open", e))
+    }
+
+    /// The names in a directory, in reverse of the order a NAR wants.
+    fn sorted_names(&self, dir: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
+        let mut names = Vec::new();
+        let mut listing = Dir::from_fd(dir.try_clone()?)?;
+        for entry in listing.iter() {
+            let entry = entry.map_err(|e| self.error("cannot list", e))?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push(name.to_vec());
+            }
+        }
+        names.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(names)
+    }
+
+    fn error(&self, what: &str, errno: Errno) -> io::Error {
+        let source = io::Error::from(errno);
+        io::Error::new(source.kind(), format!("{what} '{}': {source}", self.path.display()))
+    }
+}
+
+fn kind(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
+}
+
+/// A failure of the sink keeps its kind: the importing side tells a closed pipe from a bad tree by it.
+fn nar_error(error: nix_compat::nar::WriteError) -> io::Error {
+    match error {
+        nix_compat::nar::WriteError::Io(source) => source,
+        other => io::Error::new(io::ErrorKind::InvalidData, other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use nix_compat::nar::{NarEvent, NarReader};
+
+    use super::*;
+
+    fn dump(dir: &Path, name: &str) -> io::Result<Vec<u8>> {
+        let mut out = Vec::new();
+        dump_own_tree(File::open(dir).unwrap().as_fd(), Path::new(name), &mut out).map(|()| out)
+    }
+
+    /// One line for each event, to compare a tree as a whole.
+    fn outline(nar: &[u8]) -> Vec<String> {
+        let mut reader = NarReader::new(nar);
+        let mut lines = Vec::new();
+        loop {
+            lines.push(match reader.next().unwrap() {
+                NarEvent::Regular { executable, size } => format!("file {size}{}", if executable { "x" } else { "" }),
+                NarEvent::Symlink { target } => format!("link {}", String::from_utf8_lossy(&target)),
+                NarEvent::EnterDirectory => "{".into(),
+                NarEvent::Entry { name } => String::from_utf8_lossy(&name).into_owned(),
+                NarEvent::LeaveDirectory => "}".into(),
+                NarEvent::End => return lines,
+            });
+        }
+    }
+
+    #[test]
+    fn a_tree_is_written_in_order_and_normalised() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("out");
+        fs::create_dir_all(root.join("sub/empty")).unwrap();
+        fs::write(root.join("sub/plain"), "12345").unwrap();
+        fs::write(root.join("a.b"), "x").unwrap();
+        fs::set_permissions(root.join("a.b"), fs::Permissions::from_mode(0o4010)).unwrap();
+        fs::write(root.join("a"), vec![7; PIECE + 1]).unwrap();
+        fs::hard_link(root.join("a"), root.join("sub/a")).unwrap();
+        symlink("/etc", root.join("link")).unwrap();
+        let big = format!("file {}", PIECE + 1);
+        let expected = [
+            "{",
+            "a",
+            &big,
+            "a.b",
+            "file 1x",
+            "link",
+            "link /etc",
+            "sub",
+            "{",
+            "a",
+            &big,
+            "empty",
+            "{",
+            "}",
+            "plain",
+            "file 5",
+            "}",
+            "}",
+        ];
+        assert_eq!(outline(&dump(dir.path(), "out").unwrap()), expected);
+        assert_eq!(outline(&dump(&root, "link").unwrap()), ["link /etc"]);
+    }
+
+    #[test]
+    fn what_a_nar_cannot_hold_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("out")).unwrap();
+        nix::unistd::mkfifo(&dir.path().join("out/pipe"), Mode::S_IRWXU).unwrap();
+        let error = dump(dir.path(), "out").unwrap_err();
+        assert_eq!(error.to_string(), "file 'out/pipe' has an unsupported type");
+    }
+
+    #[test]
+    fn a_directory_too_deep_is_an_error_and_not_a_crash() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut path = PathBuf::from("out");
+        (0..300).for_each(|_| path.push("d"));
+        fs::create_dir_all(dir.path().join(path)).unwrap();
+        assert_eq!(dump(dir.path(), "out").unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+}

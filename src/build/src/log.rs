@@ -1,0 +1,195 @@
+//! A build's log: the file that is kept, and the lines that clients are shown.
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use bzip2::Compression;
+use bzip2::write::BzEncoder;
+use nix_compat::store_path::StorePath;
+
+/// Lines longer than this are cut in two.
+pub(crate) const MAX_LINE: usize = 64 * 1024;
+
+/// The log kept under `<log>/drvs`, as every stock client looks for it.
+pub struct LogFile(Sink);
+
+enum Sink {
+    Compressed(BzEncoder<BufWriter<File>>),
+    Plain(BufWriter<File>),
+}
+
+impl LogFile {
+    /// Where the log of a derivation is kept: two characters of its hash make the directory.
+    pub fn path(log_dir: &Path, drv: &StorePath, compress: bool) -> PathBuf {
+        let (directory, rest) = drv.base_name().split_at(2);
+        let mut path = log_dir.join("drvs").join(directory).join(rest);
+        if compress {
+            path.as_mut_os_string().push(".bz2");
+        }
+        path
+    }
+
+    /// Starts the log anew.
+    pub fn create(log_dir: &Path, drv: &StorePath, compress: bool) -> io::Result<Self> {
+        let path = Self::path(log_dir, drv, compress);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        let file = BufWriter::new(File::create(path)?);
+        Ok(Self(if compress { Sink::Compressed(BzEncoder::new(file, Compression::best())) } else { Sink::Plain(file) }))
+    }
+
+    /// Appends to the log.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.0 {
+            Sink::Compressed(sink) => sink.write_all(bytes),
+            Sink::Plain(sink) => sink.write_all(bytes),
+        }
+    }
+
+    /// Writes out what is buffered and ends the log.
+    pub fn finish(self) -> io::Result<()> {
+        match self.0 {
+            Sink::Compressed(sink) => sink.finish()?.flush(),
+            Sink::Plain(mut sink) => sink.flush(),
+        }
+    }
+}
+
+/// Cuts a builder's output into lines, as a terminal would show them: a carriage return begins the line again.
+#[derive(Default)]
+pub(crate) struct LineSplitter {
+    line: Vec<u8>,
+    position: usize,
+}
+
+impl LineSplitter {
+    pub(crate) fn feed(&mut self, bytes: &[u8], each: &mut dyn FnMut(&[u8])) {
+        for &byte in bytes {
+            match byte {
+                b'\n' => self.flush(each),
+                b'\r' => self.position = 0,
+                _ => {
+                    if self.position == MAX_LINE {
+                        self.flush(each);
+                    }
+                    match self.line.get_mut(self.position) {
+                        Some(place) => *place = byte,
+                        None => self.line.push(byte),
+                    }
+                    self.position += 1;
+                }
+            }
+        }
+    }
+
+    /// The last line, if it had no end.
+    pub(crate) fn finish(mut self, each: &mut dyn FnMut(&[u8])) {
+        if !self.line.is_empty() {
+            self.flush(each);
+        }
+    }
+
+    fn flush(&mut self, each: &mut dyn FnMut(&[u8])) {
+        each(&self.line);
+        self.line.clear();
+        self.position = 0;
+    }
+}
+
+/// The last lines, for the message about a failure.
+pub(crate) struct Tail {
+    lines: VecDeque<Vec<u8>>,
+    limit: usize,
+}
+
+/// More lines than this are never kept, whatever the client asks for.
+const MAX_TAIL: usize = 10_000;
+
+impl Tail {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { lines: VecDeque::new(), limit: limit.min(MAX_TAIL) }
+    }
+
+    pub(crate) fn push(&mut self, line: &[u8]) {
+        if self.limit == 0 {
+            return;
+        }
+        if self.lines.len() == self.limit {
+            self.lines.pop_front();
+        }
+        self.lines.push_back(line.to_vec());
+    }
+
+    /// The lines, oldest first.
+    pub(crate) fn into_lines(self) -> Vec<String> {
+        self.lines.iter().map(|line| String::from_utf8_lossy(line).into_owned()).collect()
+    }
+}
+
+/// The phase that a builder announces with a line of the form `@nix { "action": "setPhase", "phase": "…" }`.
+///
+/// `None`: the line is log. `Some(None)`: it is a message of this form, but not one that is acted upon.
+pub(crate) fn announcement(line: &[u8]) -> Option<Option<String>> {
+    let json: serde_json::Value = serde_json::from_slice(line.strip_prefix(b"@nix ")?).ok()?;
+    match json.get("action")?.as_str()? {
+        "setPhase" => Some(Some(json.get("phase")?.as_str()?.to_owned())),
+        _ => Some(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    fn lines(pieces: &[&[u8]]) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut add = |line: &[u8]| lines.push(String::from_utf8_lossy(line).into_owned());
+        let mut splitter = LineSplitter::default();
+        for piece in pieces {
+            splitter.feed(piece, &mut add);
+        }
+        splitter.finish(&mut add);
+        lines
+    }
+
+    #[test]
+    fn lines_as_a_terminal_shows_them() {
+        assert_eq!(lines(&[b"a\nb", b"c\n\nd"]), ["a", "bc", "", "d"]);
+        assert_eq!(lines(&[b"10%\r20%\r100%\n", b"x\r\n"]), ["100%", "x"]);
+        assert_eq!(lines(&[&vec![b'x'; MAX_LINE + 5]]).iter().map(String::len).collect::<Vec<_>>(), [MAX_LINE, 5]);
+    }
+
+    #[test]
+    fn the_tail_is_bounded() {
+        let mut tail = Tail::new(2);
+        for line in ["1", "2", "3"] {
+            tail.push(line.as_bytes());
+        }
+        assert_eq!(tail.into_lines(), ["2", "3"]);
+    }
+
+    #[test]
+    fn phases() {
+        assert_eq!(announcement(br#"@nix { "action": "setPhase", "phase": "x" }"#), Some(Some("x".into())));
+        assert_eq!(announcement(br#"@nix {"action":"start"}"#), Some(None));
+        assert_eq!(announcement(b"@nix is nice"), None);
+    }
+
+    #[test]
+    fn the_log_file_is_where_stock_looks() {
+        let dir = tempfile::tempdir().unwrap();
+        let drv = StorePath::from_base_name("ck9x0f58gazaimyxgv1037hv5ziciq98-fail.drv").unwrap();
+        let mut log = LogFile::create(dir.path(), &drv, true).unwrap();
+        log.write(b"hello\n").unwrap();
+        log.finish().unwrap();
+        let file = File::open(dir.path().join("drvs/ck/9x0f58gazaimyxgv1037hv5ziciq98-fail.drv.bz2")).unwrap();
+        let mut text = String::new();
+        bzip2::read::BzDecoder::new(file).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello\n");
+    }
+}

@@ -1,0 +1,120 @@
+//! Where a build runs: the decision for or against a sandbox, and what is in it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix_compat::conf::Sandbox;
+use nix_compat::store_path::StorePath;
+
+use crate::attributes::Attributes;
+use crate::failure::Failure;
+use crate::room::Room;
+use crate::run::Job;
+use crate::sandbox::{Bind, HostView, SandboxView, View};
+
+/// What a fixed-output derivation needs of the host to reach the network.
+const NETWORK_FILES: [&str; 3] = ["/etc/resolv.conf", "/etc/services", "/etc/hosts"];
+
+/// A build's surroundings.
+pub(crate) struct Place {
+    pub(crate) view: View,
+    pub(crate) host_network: bool,
+    /// The build directory, as the builder sees it.
+    pub(crate) build_dir_inside: String,
+    /// All store paths the builder can read.
+    pub(crate) inputs: BTreeSet<StorePath>,
+}
+
+impl Place {
+    pub(crate) fn new(
+        job: &Job,
+        attributes: &Attributes<'_>,
+        room: &Room,
+        builds_dir: PathBuf,
+        mut inputs: BTreeSet<StorePath>,
+    ) -> Result<Self, Failure> {
+        let fixed_output = job.drv.fixed_output().is_some();
+        let no_chroot = attributes.flag("__noChroot");
+        let sandboxed = match job.options.sandbox {
+            Sandbox::On if no_chroot => {
+                let text = format!(
+                    "derivation '{}' has '__noChroot' set, but that's not allowed when 'sandbox' is 'true'",
+                    job.name()
+                );
+                return Err(Failure::rejected(text));
+            }
+            Sandbox::On => true,
+            Sandbox::Off => false,
+            Sandbox::Relaxed => !no_chroot && !fixed_output,
+        };
+        if !sandboxed {
+            let build_dir = room.build_dir();
+            let view = View::Host(HostView {
+                store_mount: job.config.store_mount.as_path().into(),
+                scratch: room.store().into(),
+                overlay_work: room.overlay_work().into(),
+                inputs: base_names(&inputs),
+                build_dir: build_dir.as_path().into(),
+                builds_dir: builds_dir.into(),
+            });
+            let build_dir_inside = build_dir.to_string_lossy().into_owned();
+            return Ok(Self { view, host_network: true, build_dir_inside, inputs });
+        }
+
+        let binds = binds(job, fixed_output, &mut inputs)?;
+        let build_dir_inside = job.options.sandbox_build_dir.clone();
+        let view = View::Sandbox(SandboxView {
+            root: room.root().into(),
+            store_mount: job.config.store_mount.as_path().into(),
+            store_dir: job.store.store_dir().as_str().into(),
+            scratch: room.store().into(),
+            inputs: base_names(&inputs),
+            build_dir: room.build_dir().into(),
+            build_dir_inside: build_dir_inside.as_str().into(),
+            tmp: room.tmp().into(),
+            binds,
+            shm_size: job.options.shm_size.clone(),
+        });
+        Ok(Self { view, host_network: fixed_output, build_dir_inside, inputs })
+    }
+}
+
+fn base_names(paths: &BTreeSet<StorePath>) -> Vec<String> {
+    paths.iter().map(|path| path.base_name().to_owned()).collect()
+}
+
+/// The sandbox paths. Those in the store bring their closure along, and need no bind where they are already.
+fn binds(job: &Job, fixed_output: bool, inputs: &mut BTreeSet<StorePath>) -> Result<Vec<Bind>, Failure> {
+    let mut binds = Vec::new();
+    for (target, path) in &job.options.sandbox_paths {
+        let mut source = path.source.clone();
+        let mut shown = false;
+        if let Ok((store_path, rest)) = job.store.store_dir().to_store_path(&path.source) {
+            inputs.extend(job.store.closure([&store_path])?);
+            shown = *target == path.source;
+            // The store is mounted where paths say it is, except in tests.
+            let rest = rest.trim_start_matches('/');
+            let mut below = job.config.store_mount.join(store_path.base_name());
+            if !rest.is_empty() {
+                below.push(rest);
+            }
+            source = below.to_string_lossy().into_owned();
+        }
+        if !shown {
+            binds.push(Bind {
+                source: source.as_str().into(),
+                target: target.as_str().into(),
+                optional: path.optional,
+            });
+        }
+    }
+    if fixed_output {
+        for file in NETWORK_FILES {
+            // Often a link to a place that the sandbox does not have.
+            let source = fs::canonicalize(file).unwrap_or_else(|_| Path::new(file).to_owned());
+            binds.push(Bind { source: source.into(), target: file.into(), optional: true });
+        }
+    }
+    Ok(binds)
+}

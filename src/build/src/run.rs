@@ -1,0 +1,318 @@
+//! One build, from its inputs to its registered outputs, on a thread of its own.
+//!
+//! The thread is where the log passes through, the outputs are hashed and the directories removed, all of which block.
+//! Whoever started it can end it at any moment through its [`Control`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, PipeReader, Read};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix_compat::derivation::{BasicDerivation, OutputName};
+use nix_compat::store_path::StorePath;
+use nix_compat::worker::{BuildMode, BuildStatus};
+use parking_lot::Mutex;
+use store::Store;
+
+use crate::attributes::Attributes;
+use crate::environment::{Environment, Surroundings};
+use crate::failure::Failure;
+use crate::helper::{Helper, Killer};
+use crate::log::{LineSplitter, LogFile, Tail, announcement};
+use crate::options::Options;
+use crate::output::Finished;
+use crate::place::Place;
+use crate::room::Room;
+use crate::sandbox::{Raw, Report, Spec};
+use crate::scheduler::feed::Feed;
+use crate::users::UserLease;
+
+/// Bytes of log read at once.
+const LOG_PIECE: usize = 64 * 1024;
+
+/// Everything one build needs to know.
+pub(crate) struct Job {
+    pub(crate) store: Arc<Store>,
+    pub(crate) config: Arc<crate::BuildConfig>,
+    pub(crate) options: Arc<Options>,
+    pub(crate) drv_path: StorePath,
+    pub(crate) drv: Arc<BasicDerivation>,
+    pub(crate) outputs: BTreeMap<OutputName, StorePath>,
+    /// Store paths it builds upon; their closure is what the builder sees.
+    pub(crate) inputs: BTreeSet<StorePath>,
+    pub(crate) mode: BuildMode,
+    pub(crate) user: UserLease,
+}
+
+/// Processor time of a build, in microseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CpuTime {
+    pub(crate) user: u64,
+    pub(crate) system: u64,
+}
+
+/// Ends a running build from outside.
+#[derive(Debug, Default)]
+pub(crate) struct Control {
+    cancelled: AtomicBool,
+    killer: Mutex<Option<Killer>>,
+}
+
+impl Control {
+    /// Ends the build: its processes are killed, its outputs not registered.
+    pub(crate) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+        if let Some(killer) = &*self.killer.lock() {
+            killer.kill();
+        }
+    }
+
+    fn arm(&self, killer: Killer) {
+        let mut place = self.killer.lock();
+        if self.cancelled.load(Ordering::Relaxed) {
+            killer.kill();
+        }
+        *place = Some(killer);
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        if self.cancelled.load(Ordering::Relaxed) { Err(Failure::cancelled()) } else { Ok(()) }
+    }
+}
+
+/// Why the daemon itself ended a builder.
+enum Killed {
+    TimedOut(Duration),
+    LogTooLong(u64),
+}
+
+impl Job {
+    /// Builds. Blocks until every process of the build is gone and its directories are removed.
+    pub(crate) fn run(self, control: &Control, feed: &Feed) -> Result<CpuTime, Failure> {
+        control.check()?;
+        let roots = self.store.new_temp_roots();
+        self.inputs.iter().chain(self.outputs.values()).chain([&self.drv_path]).for_each(|path| roots.add(path));
+        let closure = self.store.closure(&self.inputs)?;
+
+        let attributes = Attributes::new(&self.drv).map_err(|e| {
+            Failure::rejected(format!("cannot read the structured attributes of '{}': {e}", self.name()))
+        })?;
+        let identity = self.user.identity();
+        let builds_dir = self.options.build_dir.clone().unwrap_or_else(|| self.config.build_dir.clone());
+        let room = Room::create(&builds_dir, identity)
+            .map_err(|e| Failure::misc(format!("cannot make a build directory in '{}': {e}", builds_dir.display())))?;
+        let place = Place::new(&self, &attributes, &room, builds_dir, closure)?;
+
+        let environment = self.environment(&attributes, &place);
+        for (name, contents) in &environment.files {
+            room.add_file(name, contents, identity)
+                .map_err(|e| Failure::misc(format!("cannot write '{name}' for '{}': {e}", self.name())))?;
+        }
+        let spec = self.spec(environment, &place);
+        let (helper, log) = Helper::spawn(&self.config.helper_exe, &spec)
+            .map_err(|e| Failure::misc(format!("cannot start '{}': {e}", self.config.helper_exe.display())))?;
+        control.arm(helper.killer().map_err(|e| Failure::misc(format!("cannot control the build: {e}")))?);
+
+        let verb = if self.mode == BuildMode::Check { "checking outputs of" } else { "building" };
+        feed.started(self.name(), format!("{verb} '{}'...", self.name()));
+        let mut tail = Tail::new(self.options.log_lines);
+        let killed = self.follow(&helper, log, feed, &mut tail)?;
+        let report =
+            helper.wait().map_err(|e| Failure::misc(format!("cannot read the end of '{}': {e}", self.name())))?;
+        control.check()?;
+
+        let result = self.judge(killed, report, tail).and_then(|cpu| {
+            let finished = Finished {
+                store: &self.store,
+                drv_path: &self.drv_path,
+                drv: &self.drv,
+                attributes: &attributes,
+                outputs: &self.outputs,
+                inputs: &place.inputs,
+                room: &room,
+                cancelled: &control.cancelled,
+            };
+            finished.take_outputs(self.mode).map(|()| cpu)
+        });
+        if result.is_err() && self.options.keep_failed {
+            match room.keep() {
+                Ok(path) => feed.note(&format!("note: keeping build directory \"{}\"", path.display())),
+                Err(error) => feed.note(&format!("cannot keep the build directory: {error}")),
+            }
+        }
+        result
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.store.store_dir().display(&self.drv_path)
+    }
+
+    fn environment(&self, attributes: &Attributes<'_>, place: &Place) -> Environment {
+        let around = Surroundings {
+            store_dir: self.store.store_dir(),
+            build_dir: &place.build_dir_inside,
+            cores: self.options.cores,
+            outputs: &self.outputs,
+            daemon_variable: &|name| std::env::var_os(name).map(OsStringExt::into_vec),
+        };
+        Environment::new(&self.drv, attributes, &around)
+    }
+
+    fn spec(&self, environment: Environment, place: &Place) -> Spec {
+        // The builder's own name is its first argument, without the directory.
+        let name = self.drv.builder.rsplit(|&b| b == b'/').next().unwrap_or_default();
+        Spec {
+            identity: self.user.identity(),
+            view: place.view.clone(),
+            host_network: place.host_network,
+            builder: self.drv.builder.clone().into(),
+            args: [Raw::from(name)].into_iter().chain(environment.args.into_iter().map(Raw::from)).collect(),
+            env: environment.variables.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
+            work_dir: place.build_dir_inside.as_str().into(),
+        }
+    }
+
+    /// Reads the log until its end, which is the end of all processes that could write to it.
+    fn follow(
+        &self,
+        helper: &Helper,
+        mut log: PipeReader,
+        feed: &Feed,
+        tail: &mut Tail,
+    ) -> Result<Option<Killed>, Failure> {
+        let broken = |e: io::Error| Failure::misc(format!("cannot read the log of '{}': {e}", self.name()));
+        let mut file = self.log_file();
+        let mut splitter = LineSplitter::default();
+        let mut each = |line: &[u8]| match announcement(line) {
+            Some(Some(phase)) => feed.phase(phase),
+            Some(None) => {}
+            None => {
+                feed.line(line);
+                tail.push(line);
+            }
+        };
+        let mut killed = None;
+        let mut total = 0u64;
+        let start = Instant::now();
+        let mut last_output = start;
+        let mut buffer = vec![0; LOG_PIECE];
+        loop {
+            let limits = [(self.options.timeout, start), (self.options.max_silent_time, last_output)];
+            let next = limits.iter().filter_map(|(limit, since)| limit.map(|limit| (*since + limit, limit))).min();
+            if let (Some((deadline, limit)), None) = (next, &killed)
+                && !wait_readable(&log, Some(deadline)).map_err(broken)?
+            {
+                killed = Some(Killed::TimedOut(limit));
+                helper.killer().map_err(broken)?.kill();
+                continue;
+            }
+            let length = match log.read(&mut buffer) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                other => other.map_err(broken)?,
+            };
+            if length == 0 {
+                break;
+            }
+            last_output = Instant::now();
+            total += length as u64;
+            if let Some(limit) = self.options.max_log_size.filter(|limit| total > *limit && killed.is_none()) {
+                killed = Some(Killed::LogTooLong(limit));
+                helper.killer().map_err(broken)?.kill();
+            }
+            if killed.is_some() {
+                continue;
+            }
+            if let Some(open) = &mut file
+                && let Err(error) = open.write(&buffer[..length])
+            {
+                tracing::warn!("cannot write the log of {}: {error}", self.name());
+                file = None;
+            }
+            splitter.feed(&buffer[..length], &mut each);
+        }
+        splitter.finish(&mut each);
+        if let Some(Err(error)) = file.map(LogFile::finish) {
+            tracing::warn!("cannot write the log of {}: {error}", self.name());
+        }
+        Ok(killed)
+    }
+
+    /// A build is not given up because its log cannot be kept.
+    fn log_file(&self) -> Option<LogFile> {
+        if !self.options.keep_log {
+            return None;
+        }
+        LogFile::create(&self.config.log_dir, &self.drv_path, self.options.compress_log)
+            .inspect_err(|error| tracing::warn!("cannot keep the log of {}: {error}", self.name()))
+            .ok()
+    }
+
+    fn judge(&self, killed: Option<Killed>, report: Option<Report>, tail: Tail) -> Result<CpuTime, Failure> {
+        match killed {
+            Some(Killed::TimedOut(limit)) => {
+                let text = format!("timed out after {} seconds", limit.as_secs());
+                return Err(Failure::new(BuildStatus::TimedOut, text));
+            }
+            Some(Killed::LogTooLong(limit)) => {
+                let text =
+                    format!("build of '{}' killed after writing more than {limit} bytes of log output", self.name());
+                return Err(Failure::new(BuildStatus::LogLimitExceeded, text));
+            }
+            None => {}
+        }
+        let reason = match report {
+            Some(Report::Ended { code: Some(0), cpu_user, cpu_system, .. }) => {
+                return Ok(CpuTime { user: cpu_user, system: cpu_system });
+            }
+            Some(Report::Ended { code: Some(code), .. }) => format!("builder failed with exit code {code}."),
+            Some(Report::Ended { signal, .. }) => {
+                format!("builder failed due to signal {}.", signal.map_or("unknown".into(), signal_name))
+            }
+            Some(Report::Failed { error }) => {
+                let text = format!("the sandbox could not be set up: {error}");
+                return Err(Failure::cannot_build(BuildStatus::MiscFailure, &self.name(), &text));
+            }
+            None => return Err(Failure::misc(format!("the sandbox of '{}' ended without a report", self.name()))),
+        };
+        let outputs: Vec<String> = self.outputs.values().map(|path| self.store.store_dir().display(path)).collect();
+        Err(Failure::builder(BuildStatus::PermanentFailure, &self.name(), &reason, &outputs, &tail.into_lines()))
+    }
+}
+
+fn signal_name(number: i32) -> String {
+    match nix::sys::signal::Signal::try_from(number) {
+        Ok(signal) => format!("{number} ({signal})"),
+        Err(_) => number.to_string(),
+    }
+}
+
+/// Waits until there is something to read, or the deadline. False: it is the deadline.
+fn wait_readable(pipe: &PipeReader, deadline: Option<Instant>) -> io::Result<bool> {
+    loop {
+        let timeout = match deadline {
+            // Rounded up, so as not to wake before the deadline again and again.
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
+                PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+            }
+            None => PollTimeout::NONE,
+        };
+        let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, timeout) {
+            Ok(0) if deadline.is_some_and(|deadline| Instant::now() < deadline) => {}
+            Ok(ready) => return Ok(ready > 0),
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Where leftovers of earlier runs are looked for.
+pub(crate) fn default_build_dir(state_dir: &std::path::Path) -> PathBuf {
+    state_dir.join("castored").join("builds")
+}

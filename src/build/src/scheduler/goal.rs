@@ -1,0 +1,323 @@
+//! What a goal does: have its inputs made, then its outputs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use nix_compat::derivation::{BasicDerivation, Derivation, HashModulo, OutputName};
+use nix_compat::store_path::StorePath;
+use nix_compat::worker::{BuildMode, BuildResult, BuildStatus, BuiltOutput};
+use store::Store;
+
+use super::Scheduler;
+use super::graph::{Goal, GoalKey, Interest};
+use super::session::Session;
+use crate::attributes::Attributes;
+use crate::failure::Failure;
+use crate::run::{Control, CpuTime, Job};
+
+/// What is known of a derivation before anything is built.
+#[derive(Clone)]
+pub(crate) struct Plan {
+    pub(crate) derivation: Arc<Derivation>,
+    /// Paths of all its outputs.
+    pub(crate) outputs: BTreeMap<OutputName, StorePath>,
+    /// Those that are not valid.
+    pub(crate) missing: BTreeSet<OutputName>,
+    /// By which old clients name its outputs.
+    drv_hash: [u8; 32],
+}
+
+impl Plan {
+    /// Reads a derivation from the store. Blocks.
+    pub(crate) fn load(store: &Store, drv: &StorePath) -> Result<Self, Failure> {
+        if !store.is_valid(drv)? {
+            return Err(Failure::misc(format!("failed to obtain derivation of '{}'", store.store_dir().display(drv))));
+        }
+        Self::of(store, drv, store.derivation(drv)?)
+    }
+
+    /// The plan for a derivation that need not be in the store. Blocks.
+    pub(crate) fn of(store: &Store, drv: &StorePath, derivation: Arc<Derivation>) -> Result<Self, Failure> {
+        let mut outputs = BTreeMap::new();
+        let mut missing = BTreeSet::new();
+        for (name, output) in &derivation.basic.outputs {
+            let Some(path) = output.path() else {
+                let text = format!(
+                    "derivation '{}' has the output '{name}', whose path is known only when it is built; this needs \
+                     content-addressed derivations, which are not supported",
+                    store.store_dir().display(drv)
+                );
+                return Err(Failure::rejected(text));
+            };
+            if !store.is_valid(path)? {
+                missing.insert(name.clone());
+            }
+            outputs.insert(name.clone(), path.clone());
+        }
+        let modulo = derivation.output_hash_modulo(store.store_dir(), &mut |input| store.hash_modulo(input).ok());
+        let drv_hash = match modulo {
+            Ok(HashModulo::Regular(hash)) => hash,
+            Ok(HashModulo::Fixed(hashes)) => hashes.into_values().next().unwrap_or_default(),
+            // What stock sends when it has none.
+            Ok(HashModulo::Deferred) | Err(_) => [0; 32],
+        };
+        Ok(Self { derivation, outputs, missing, drv_hash })
+    }
+
+    /// A result for outputs that are valid.
+    pub(crate) fn success(&self, status: BuildStatus) -> BuildResult {
+        let mut result = BuildResult::new(status, "");
+        result.built_outputs = self
+            .outputs
+            .iter()
+            .map(|(name, path)| (name.clone(), BuiltOutput { drv_hash: self.drv_hash, path: path.clone() }))
+            .collect();
+        result
+    }
+}
+
+/// A goal at work.
+pub(crate) struct Realisation {
+    pub(crate) scheduler: Arc<Scheduler>,
+    pub(crate) goal: Arc<Goal>,
+    /// Whoever wanted it first: its settings are in force.
+    pub(crate) session: Arc<Session>,
+    pub(crate) mode: BuildMode,
+    /// A derivation that a client sent instead of putting it into the store.
+    pub(crate) inline: Option<BasicDerivation>,
+}
+
+impl Realisation {
+    /// Runs to the end and tells everybody who waits.
+    pub(crate) async fn run(self) {
+        let goal = self.goal.clone();
+        let scheduler = self.scheduler.clone();
+        let (started, outcome) = (now(), self.realise().await);
+        let mut result = match &outcome {
+            Ok(result) => result.clone(),
+            Err(failure) => BuildResult::new(failure.status, failure.message.clone()),
+        };
+        if result.start_time == 0 && result.status != BuildStatus::AlreadyValid {
+            (result.start_time, result.stop_time) = (started, now());
+        }
+        scheduler.graph.forget(&goal);
+        goal.feed.ended(outcome.as_ref().err());
+        goal.finish(result);
+    }
+
+    async fn realise(self) -> Result<BuildResult, Failure> {
+        let plan = self.plan().await?;
+        let drv_path = self.goal.key.drv.clone();
+        self.goal.add_roots(plan.outputs.values().cloned().chain([drv_path]));
+        self.check_mode(&plan)?;
+        if self.mode == BuildMode::Normal && (plan.missing.is_empty() || self.scheduler.substitute_outputs(&plan).await)
+        {
+            return Ok(plan.success(BuildStatus::AlreadyValid));
+        }
+        self.goal.feed.expect_build();
+        let interests = self.realise_inputs(&plan).await?;
+        let result = self.build(plan).await;
+        drop(interests);
+        result
+    }
+
+    async fn plan(&self) -> Result<Plan, Failure> {
+        let (store, drv, inline) = (self.scheduler.store.clone(), self.goal.key.drv.clone(), self.inline.clone());
+        blocking(move || match inline {
+            Some(basic) => Plan::of(&store, &drv, Arc::new(basic.into())),
+            None => Plan::load(&store, &drv),
+        })
+        .await
+    }
+
+    fn check_mode(&self, plan: &Plan) -> Result<(), Failure> {
+        let name = || self.scheduler.store.store_dir().display(&self.goal.key.drv);
+        match self.mode {
+            BuildMode::Check if !plan.missing.is_empty() => {
+                Err(Failure::misc(format!("some outputs of '{}' are not valid, so checking is not possible", name())))
+            }
+            BuildMode::Repair => Err(Failure::misc(format!("cannot repair '{}': not supported yet", name()))),
+            BuildMode::Check | BuildMode::Normal => Ok(()),
+        }
+    }
+
+    /// Has everything made that the builder will read.
+    async fn realise_inputs(&self, plan: &Plan) -> Result<Vec<Interest>, Failure> {
+        let (store, derivation) = (self.scheduler.store.clone(), plan.derivation.clone());
+        let (sources, derivations) = blocking(move || {
+            let mut sources = Vec::new();
+            for path in &derivation.basic.input_srcs {
+                if !store.is_valid(path)? {
+                    sources.push(path.clone());
+                }
+            }
+            let mut derivations = Vec::new();
+            for (drv, wanted) in &derivation.input_drvs {
+                let plan = Plan::load(&store, drv)?;
+                if wanted.iter().any(|output| !plan.outputs.contains_key(output) || plan.missing.contains(output)) {
+                    derivations.push(drv.clone());
+                }
+            }
+            Ok((sources, derivations))
+        })
+        .await?;
+        for path in sources {
+            if !self.scheduler.substitute(&path).await {
+                return Err(Failure::no_substituter(self.scheduler.store.store_dir(), &path));
+            }
+        }
+
+        let interests: Vec<Interest> = derivations
+            .into_iter()
+            .map(|drv| {
+                self.scheduler.want(GoalKey::new(drv, BuildMode::Normal), &self.session, BuildMode::Normal, None)
+            })
+            .collect();
+        let mut results: FuturesUnordered<_> = interests
+            .iter()
+            .map(|interest| {
+                self.goal.add_need(&interest.goal);
+                interest.goal.result()
+            })
+            .collect();
+        let mut failed = 0;
+        while let Some(result) = results.next().await {
+            if !result.is_some_and(|result| result.status.is_success()) {
+                failed += 1;
+                if !self.session.options.keep_going {
+                    break;
+                }
+            }
+        }
+        drop(results);
+        match failed {
+            0 => Ok(interests),
+            1 => Err(self.dependencies_failed(plan, "1 dependency failed.")),
+            n => Err(self.dependencies_failed(plan, &format!("{n} dependencies failed."))),
+        }
+    }
+
+    fn dependencies_failed(&self, plan: &Plan, reason: &str) -> Failure {
+        let dir = self.scheduler.store.store_dir();
+        let outputs: Vec<String> = plan.outputs.values().map(|path| dir.display(path)).collect();
+        Failure::builder(BuildStatus::DependencyFailed, &dir.display(&self.goal.key.drv), reason, &outputs, &[])
+    }
+
+    /// Waits for its turn, then builds.
+    async fn build(&self, plan: Plan) -> Result<BuildResult, Failure> {
+        self.check_buildable(&plan)?;
+        let scheduler = &self.scheduler;
+        let closed = |_| Failure::misc("the daemon is stopping");
+        let own_turn = self.session.jobs.clone().acquire_owned().await.map_err(closed)?;
+        let turn = scheduler.jobs.clone().acquire_owned().await.map_err(closed)?;
+        let user = scheduler.users.lease(&self.session.options.users).await.map_err(Failure::misc)?;
+
+        let inputs_of = (scheduler.store.clone(), plan.derivation.clone());
+        let job = Job {
+            store: scheduler.store.clone(),
+            config: scheduler.config.clone(),
+            options: self.session.options.clone(),
+            drv_path: self.goal.key.drv.clone(),
+            drv: Arc::new(plan.derivation.basic.clone()),
+            outputs: plan.outputs.clone(),
+            inputs: BTreeSet::new(),
+            mode: self.mode,
+            user,
+        };
+        let running = scheduler.running.enter(&self.goal, now());
+        let cancel = CancelOnDrop(Arc::default());
+        let (control, goal) = (cancel.0.clone(), self.goal.clone());
+        let started = now();
+        let cpu: CpuTime = blocking(move || {
+            // Held until the processes are gone and the directories removed, also when nobody waits any more.
+            let _held = (own_turn, turn, running);
+            let inputs = inputs(&inputs_of.0, &inputs_of.1)?;
+            Job { inputs, ..job }.run(&control, &goal.feed)
+        })
+        .await?;
+
+        let mut result = plan.success(BuildStatus::Built);
+        result.times_built = 1;
+        (result.start_time, result.stop_time) = (started, now());
+        (result.cpu_user, result.cpu_system) = (Some(cpu.user), Some(cpu.system));
+        Ok(result)
+    }
+
+    fn check_buildable(&self, plan: &Plan) -> Result<(), Failure> {
+        let options = &self.session.options;
+        let drv = &plan.derivation.basic;
+        let name = self.scheduler.store.store_dir().display(&self.goal.key.drv);
+        let fail = |reason: &str| Err(Failure::cannot_build(BuildStatus::MiscFailure, &name, reason));
+        if !options.builds_for(&drv.platform) {
+            let wanted = String::from_utf8_lossy(&drv.platform);
+            let text = format!("platform mismatch\nRequired system: '{wanted}'\nCurrent system: '{}'", options.system);
+            return fail(&text);
+        }
+        let attributes = Attributes::new(drv)
+            .map_err(|e| Failure::rejected(format!("cannot read the structured attributes of '{name}': {e}")))?;
+        let required = attributes.words("requiredSystemFeatures").unwrap_or_default();
+        if required.iter().any(|feature| !options.features.contains(feature)) {
+            let available: Vec<&str> = options.features.iter().map(String::as_str).collect();
+            let text = format!(
+                "missing system features\nRequired features: {{{}}}\nAvailable features: {{{}}}",
+                required.join(", "),
+                available.join(", ")
+            );
+            return fail(&text);
+        }
+        if options.max_jobs == 0 {
+            return fail(
+                "local builds are disabled (max-jobs = 0)\nHint: set 'max-jobs' to a non-zero value to enable local \
+                 builds, or configure remote builders via 'builders'",
+            );
+        }
+        if drv.is_builtin() {
+            return fail(&format!("unsupported builtin builder '{}'", String::from_utf8_lossy(&drv.builder)));
+        }
+        Ok(())
+    }
+}
+
+/// The store paths a derivation builds upon. Blocks.
+fn inputs(store: &Store, derivation: &Derivation) -> Result<BTreeSet<StorePath>, Failure> {
+    let mut inputs = derivation.basic.input_srcs.clone();
+    for (drv, wanted) in &derivation.input_drvs {
+        let input = store.derivation(drv)?;
+        for output in wanted {
+            let Some(path) = input.basic.outputs.get(output).and_then(|output| output.path()) else {
+                let text = format!(
+                    "derivation '{}' does not have the wanted output '{output}'",
+                    store.store_dir().display(drv)
+                );
+                return Err(Failure::misc(text));
+            };
+            inputs.insert(path.clone());
+        }
+    }
+    Ok(inputs)
+}
+
+struct CancelOnDrop(Arc<Control>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// Runs what blocks on a thread for it.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Failure::misc(format!("a thread of the daemon failed: {error}"))),
+    }
+}
+
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}

@@ -1,0 +1,185 @@
+//! The goals of the whole daemon, and who wants them.
+//!
+//! A goal exists as long as somebody holds an [`Interest`] in it: a client's request, or the goal of a derivation that
+//! depends on it. The last one to let go ends it, and with it its own interests: cancellation runs down the graph by
+//! itself. Goals are tasks, so a chain of any length costs neither stack nor threads.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use nix_compat::store_path::StorePath;
+use nix_compat::worker::{BuildMode, BuildResult};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use super::feed::Feed;
+use super::session::Session;
+
+/// What makes two wishes the same goal.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct GoalKey {
+    pub(crate) drv: StorePath,
+    pub(crate) check: bool,
+}
+
+impl GoalKey {
+    pub(crate) fn new(drv: StorePath, mode: BuildMode) -> Self {
+        Self { drv, check: mode == BuildMode::Check }
+    }
+}
+
+/// A derivation whose outputs somebody wants.
+pub(crate) struct Goal {
+    pub(crate) key: GoalKey,
+    pub(crate) feed: Feed,
+    links: Mutex<Links>,
+    result: watch::Sender<Option<Arc<BuildResult>>>,
+}
+
+#[derive(Default)]
+struct Links {
+    /// Goals this one waits for.
+    needs: Vec<Arc<Goal>>,
+    /// What must not be collected for as long as a watcher is connected.
+    roots: Vec<StorePath>,
+}
+
+impl Goal {
+    fn new(key: GoalKey) -> Arc<Self> {
+        let (result, _) = watch::channel(None);
+        Arc::new(Self { key, feed: Feed::default(), links: Mutex::default(), result })
+    }
+
+    /// Lets a session that asked for this goal watch it and all that it needs, now or later.
+    pub(crate) fn attach(self: &Arc<Self>, session: &Arc<Session>) {
+        spread(session, self.clone(), true);
+    }
+
+    /// This goal waits for another, so its watchers watch that one too.
+    pub(crate) fn add_need(&self, need: &Arc<Goal>) {
+        let watchers = {
+            let mut links = self.links.lock();
+            links.needs.push(need.clone());
+            self.feed.watchers()
+        };
+        for session in watchers {
+            spread(&session, need.clone(), false);
+        }
+    }
+
+    /// Keeps paths from being collected while a watcher is connected.
+    pub(crate) fn add_roots(&self, paths: impl IntoIterator<Item = StorePath>) {
+        let mut links = self.links.lock();
+        let watchers = self.feed.watchers();
+        for path in paths {
+            watchers.iter().for_each(|session| session.temp_roots.add(&path));
+            links.roots.push(path);
+        }
+    }
+
+    /// Whom it waits for.
+    pub(crate) fn needs(&self) -> Vec<StorePath> {
+        self.links.lock().needs.iter().filter(|g| !g.is_done()).map(|g| g.key.drv.clone()).collect()
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.result.borrow().is_some()
+    }
+
+    /// Ends the goal; the first result counts.
+    pub(crate) fn finish(&self, result: BuildResult) {
+        self.result.send_if_modified(|present| {
+            let first = present.is_none();
+            if first {
+                *present = Some(Arc::new(result));
+            }
+            first
+        });
+        // A finished goal needs nobody; a chain of them would otherwise be freed by recursion.
+        self.links.lock().needs.clear();
+    }
+
+    /// Waits for the result.
+    pub(crate) async fn result(&self) -> Option<Arc<BuildResult>> {
+        let mut receiver = self.result.subscribe();
+        receiver.wait_for(Option::is_some).await.ok()?.clone()
+    }
+}
+
+/// Makes a session watch a goal and, on from there, what it needs.
+fn spread(session: &Arc<Session>, goal: Arc<Goal>, asked: bool) {
+    let mut todo = vec![(goal, asked)];
+    while let Some((goal, asked)) = todo.pop() {
+        // Locked over both, so that a need added meanwhile is seen either here or by `add_need`.
+        let links = goal.links.lock();
+        if goal.feed.attach(session, asked) {
+            links.roots.iter().for_each(|path| session.temp_roots.add(path));
+            todo.extend(links.needs.iter().map(|need| (need.clone(), false)));
+        }
+    }
+}
+
+struct Slot {
+    goal: Arc<Goal>,
+    interests: usize,
+    task: Option<AbortHandle>,
+}
+
+/// All goals that are not done.
+#[derive(Default)]
+pub(crate) struct Graph(Mutex<HashMap<GoalKey, Slot>>);
+
+/// Keeps a goal going.
+pub(crate) struct Interest {
+    graph: Arc<Graph>,
+    pub(crate) goal: Arc<Goal>,
+}
+
+impl Graph {
+    /// Joins the goal of this key, or starts it.
+    pub(crate) fn want(self: &Arc<Self>, key: &GoalKey, start: impl FnOnce(Arc<Goal>) -> AbortHandle) -> Interest {
+        let mut slots = self.0.lock();
+        let slot =
+            slots.entry(key.clone()).or_insert_with(|| Slot { goal: Goal::new(key.clone()), interests: 0, task: None });
+        slot.interests += 1;
+        let goal = slot.goal.clone();
+        if slot.task.is_none() {
+            slot.task = Some(start(goal.clone()));
+        }
+        Interest { graph: self.clone(), goal }
+    }
+
+    /// Forgets a goal that is done: who wants it again looks at the store first.
+    pub(crate) fn forget(&self, goal: &Arc<Goal>) {
+        let mut slots = self.0.lock();
+        if slots.get(&goal.key).is_some_and(|slot| Arc::ptr_eq(&slot.goal, goal)) {
+            slots.remove(&goal.key);
+        }
+    }
+
+    /// Every goal that is not done, with the number of those interested.
+    pub(crate) fn goals(&self) -> Vec<(Arc<Goal>, usize)> {
+        self.0.lock().values().map(|slot| (slot.goal.clone(), slot.interests)).collect()
+    }
+}
+
+impl Drop for Interest {
+    fn drop(&mut self) {
+        let unwanted = {
+            let mut slots = self.graph.0.lock();
+            match slots.get_mut(&self.goal.key) {
+                Some(slot) if Arc::ptr_eq(&slot.goal, &self.goal) => {
+                    slot.interests -= 1;
+                    if slot.interests == 0 { slots.remove(&self.goal.key) } else { None }
+                }
+                _ => None,
+            }
+        };
+        // Outside the lock: dropping the task drops interests of its own.
+        if let Some(Slot { task: Some(task), goal, .. }) = unwanted {
+            task.abort();
+            goal.links.lock().needs.clear();
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! Builds for all clients at once.
+//!
+//! There is one graph of goals for the whole daemon ([`graph`]). A request ([`session`]) holds an interest in the goals
+//! it asked for and watches them; a goal ([`goal`]) holds interests in those it depends on. Each goal has one feed
+//! ([`feed`]) that tells its watchers, early or late, the same story from its beginning.
+//!
+//! A finished goal is forgotten at once: whether something is valid is the store's knowledge alone.
+
+pub(crate) mod feed;
+mod goal;
+mod graph;
+mod missing;
+mod session;
+mod status;
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use nix_compat::conf::Settings;
+use nix_compat::derivation::BasicDerivation;
+use nix_compat::store_path::StorePath;
+use nix_compat::worker::{BuildMode, BuildResult, BuildStatus, DerivedPath, Missing, OutputsSpec};
+use store::{Store, TempRoots};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use self::goal::{Plan, Realisation, blocking};
+use self::graph::{GoalKey, Graph, Interest};
+use self::session::Session;
+use self::status::Running;
+use crate::failure::Failure;
+use crate::options::Options;
+use crate::run::default_build_dir;
+use crate::users::Users;
+
+pub use self::session::Events;
+pub use self::status::RunningBuild;
+
+/// Where and how much the daemon builds.
+#[derive(Clone, Debug)]
+pub struct BuildConfig {
+    /// The log directory, e.g. `/nix/var/log/nix`.
+    pub log_dir: PathBuf,
+    /// Where build directories are made, unless a setting says otherwise.
+    pub build_dir: PathBuf,
+    /// Where the store is mounted. Builders see it there.
+    pub store_mount: PathBuf,
+    /// The program that becomes the sandbox helper when called by that name.
+    pub helper_exe: PathBuf,
+    /// Builds at the same time on this machine, whoever wants them.
+    pub max_jobs: usize,
+}
+
+impl BuildConfig {
+    /// The usual places for a store with this state directory.
+    pub fn new(state_dir: &Path, log_dir: PathBuf, store_mount: PathBuf, helper_exe: PathBuf, max_jobs: usize) -> Self {
+        Self { log_dir, build_dir: default_build_dir(state_dir), store_mount, helper_exe, max_jobs }
+    }
+}
+
+/// Other places a path can come from than being built.
+pub trait Substituter: Send + Sync {
+    /// Makes the path valid if it can.
+    fn substitute<'a>(&'a self, path: &'a StorePath) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
+}
+
+/// The substituter of a daemon that has none.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoSubstituter;
+
+impl Substituter for NoSubstituter {
+    fn substitute<'a>(&'a self, _: &'a StorePath) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
+        Box::pin(std::future::ready(false))
+    }
+}
+
+/// Who asks for something to be built.
+pub struct Client {
+    /// Where its messages go.
+    pub events: Arc<dyn Events>,
+    /// The temporary roots of its connection.
+    pub temp_roots: Arc<TempRoots>,
+    /// Ends its request early. Dropping the request's future does the same without an answer.
+    pub cancel: CancellationToken,
+}
+
+/// Builds derivations for any number of clients.
+pub struct Scheduler {
+    store: Arc<Store>,
+    config: Arc<BuildConfig>,
+    substituter: Box<dyn Substituter>,
+    graph: Arc<Graph>,
+    jobs: Arc<Semaphore>,
+    users: Arc<Users>,
+    running: Arc<Running>,
+}
+
+/// Ends a session however its request ends.
+struct OpenSession(Arc<Session>);
+
+impl Drop for OpenSession {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+impl Scheduler {
+    /// A scheduler for the store. What builds of an earlier process left behind is removed.
+    pub fn new(store: Arc<Store>, config: BuildConfig, substituter: Box<dyn Substituter>) -> Arc<Self> {
+        crate::room::remove_leftovers(&config.build_dir);
+        let jobs = Arc::new(Semaphore::new(config.max_jobs.clamp(1, Semaphore::MAX_PERMITS)));
+        Arc::new(Self {
+            store,
+            config: Arc::new(config),
+            substituter,
+            graph: Arc::default(),
+            jobs,
+            users: Arc::default(),
+            running: Arc::default(),
+        })
+    }
+
+    /// Has paths made, and says how each of them went, in the order of the request.
+    ///
+    /// Without `keep-going` the first failure ends the request; what was not decided by then is left out of the answer.
+    /// Dropping the future withdraws the client's interest: builds that nobody else wants are killed.
+    pub async fn realise(
+        self: &Arc<Self>,
+        paths: Vec<DerivedPath>,
+        mode: BuildMode,
+        settings: Arc<Settings>,
+        client: Client,
+    ) -> Vec<(DerivedPath, BuildResult)> {
+        let options = Arc::new(Options::new(&settings));
+        let session = OpenSession(Session::open(client.events, client.temp_roots, options));
+        let mut results: Vec<Option<BuildResult>> = Vec::new();
+        results.resize(paths.len(), None);
+        {
+            let mut pending: FuturesUnordered<_> = paths
+                .iter()
+                .enumerate()
+                .map(|(i, path)| {
+                    let session = &session.0;
+                    async move { (i, self.realise_one(path.clone(), mode, session).await) }
+                })
+                .collect();
+            loop {
+                tokio::select! {
+                    () = client.cancel.cancelled() => break,
+                    next = pending.next() => {
+                        let Some((i, result)) = next else { break };
+                        let failed = !result.status.is_success();
+                        results[i] = Some(result);
+                        if failed && !session.0.options.keep_going {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        paths.into_iter().zip(results).filter_map(|(path, result)| Some((path, result?))).collect()
+    }
+
+    /// Builds a derivation that the client has at hand; its inputs are in the store.
+    pub async fn build_derivation(
+        self: &Arc<Self>,
+        drv_path: StorePath,
+        drv: BasicDerivation,
+        mode: BuildMode,
+        settings: Arc<Settings>,
+        client: Client,
+    ) -> BuildResult {
+        let options = Arc::new(Options::new(&settings));
+        let session = OpenSession(Session::open(client.events, client.temp_roots, options));
+        let interest = self.want(GoalKey::new(drv_path, mode), &session.0, mode, Some(drv));
+        interest.goal.attach(&session.0);
+        tokio::select! {
+            result = interest.goal.result() => unwrap_result(result.as_deref()),
+            () = client.cancel.cancelled() => failed(Failure::cancelled()),
+        }
+    }
+
+    /// What a request would build.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn query_missing(&self, paths: Vec<DerivedPath>) -> Result<Missing, BuildError> {
+        let store = self.store.clone();
+        blocking(move || missing::query(&store, &paths)).await.map_err(BuildError)
+    }
+
+    /// Every build that is wanted and not done.
+    pub fn status(&self) -> Vec<RunningBuild> {
+        self.running.status(&self.graph)
+    }
+
+    async fn realise_one(self: &Arc<Self>, path: DerivedPath, mode: BuildMode, session: &Arc<Session>) -> BuildResult {
+        session.temp_roots.add(path.base());
+        let outcome = match path {
+            DerivedPath::Opaque(path) => self.realise_opaque(path).await,
+            DerivedPath::Built { drv, outputs } => self.realise_built(drv, &outputs, mode, session).await,
+        };
+        outcome.unwrap_or_else(failed)
+    }
+
+    async fn realise_opaque(&self, path: StorePath) -> Result<BuildResult, Failure> {
+        let (store, wanted) = (self.store.clone(), path.clone());
+        if blocking(move || Ok(store.is_valid(&wanted)?)).await? {
+            return Ok(BuildResult::new(BuildStatus::AlreadyValid, ""));
+        }
+        if self.substitute(&path).await {
+            return Ok(BuildResult::new(BuildStatus::Substituted, ""));
+        }
+        Err(Failure::no_substituter(self.store.store_dir(), &path))
+    }
+
+    async fn realise_built(
+        self: &Arc<Self>,
+        drv: StorePath,
+        wanted: &OutputsSpec,
+        mode: BuildMode,
+        session: &Arc<Session>,
+    ) -> Result<BuildResult, Failure> {
+        let (store, path) = (self.store.clone(), drv.clone());
+        let plan = blocking(move || Plan::load(&store, &path)).await?;
+        if let OutputsSpec::Names(names) = wanted
+            && let Some(unknown) = names.iter().find(|name| !plan.outputs.contains_key(*name))
+        {
+            let drv = self.store.store_dir().display(&drv);
+            return Err(Failure::misc(format!("derivation '{drv}' does not have wanted outputs '{unknown}'")));
+        }
+        plan.outputs.values().for_each(|path| session.temp_roots.add(path));
+        let mut result = if mode == BuildMode::Normal && !plan.missing.iter().any(|name| wanted.contains(name)) {
+            plan.success(BuildStatus::AlreadyValid)
+        } else {
+            let interest = self.want(GoalKey::new(drv, mode), session, mode, None);
+            interest.goal.attach(session);
+            unwrap_result(interest.goal.result().await.as_deref())
+        };
+        result.built_outputs.retain(|name, _| wanted.contains(name));
+        Ok(result)
+    }
+
+    /// Joins or starts a goal.
+    fn want(
+        self: &Arc<Self>,
+        key: GoalKey,
+        session: &Arc<Session>,
+        mode: BuildMode,
+        inline: Option<BasicDerivation>,
+    ) -> Interest {
+        self.graph.want(&key, |goal| {
+            let realisation = Realisation { scheduler: self.clone(), goal, session: session.clone(), mode, inline };
+            tokio::spawn(realisation.run()).abort_handle()
+        })
+    }
+
+    async fn substitute(&self, path: &StorePath) -> bool {
+        self.substituter.substitute(path).await
+    }
+
+    /// Whether all missing outputs could be had from elsewhere.
+    async fn substitute_outputs(&self, plan: &Plan) -> bool {
+        for name in &plan.missing {
+            let Some(path) = plan.outputs.get(name) else { return false };
+            if !self.substitute(path).await {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// Why nothing could be said about a request.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct BuildError(Failure);
+
+fn failed(failure: Failure) -> BuildResult {
+    BuildResult::new(failure.status, failure.message)
+}
+
+fn unwrap_result(result: Option<&BuildResult>) -> BuildResult {
+    result.cloned().unwrap_or_else(|| failed(Failure::misc("the goal was given up")))
+}

@@ -1,0 +1,191 @@
+//! What one request shows its client: the activities that progress bars are made of.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix_compat::worker::stderr::{ActivityKind, Field, Message, ResultKind, Verbosity};
+use parking_lot::Mutex;
+use store::TempRoots;
+use tokio::sync::Semaphore;
+
+use crate::options::Options;
+
+/// Where a client's messages go. Each implementation is a connection's own bounded queue.
+pub trait Events: Send + Sync {
+    /// Takes a message; never blocks.
+    fn emit(&self, message: Message);
+}
+
+/// A number for an activity, unlike any other of this daemon and, as far as clients merge them, of others.
+pub(crate) fn activity_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    (u64::from(std::process::id()) << 32) + NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// One request and the client behind it.
+///
+/// Clients abort on news of an activity they have not been told of, so everything passes through here: what is open is
+/// known, and once the request is answered nothing is sent any more.
+pub(crate) struct Session {
+    events: Arc<dyn Events>,
+    pub(crate) temp_roots: Arc<TempRoots>,
+    pub(crate) options: Arc<Options>,
+    /// Builds at the same time that the client allows.
+    pub(crate) jobs: Arc<Semaphore>,
+    state: Mutex<State>,
+}
+
+struct State {
+    open: bool,
+    realise: u64,
+    copies: u64,
+    builds: u64,
+    /// Activities of running builds.
+    running: BTreeSet<u64>,
+    done: u64,
+    expected: u64,
+    failed: u64,
+}
+
+/// A running build, as its watchers are told of it.
+#[derive(Clone, Debug)]
+pub(crate) struct BuildActivity {
+    pub(crate) id: u64,
+    pub(crate) drv: String,
+    pub(crate) text: String,
+}
+
+impl Session {
+    /// Tells the client that its request has begun.
+    pub(crate) fn open(events: Arc<dyn Events>, temp_roots: Arc<TempRoots>, options: Arc<Options>) -> Arc<Self> {
+        let state = State {
+            open: true,
+            realise: activity_id(),
+            copies: activity_id(),
+            builds: activity_id(),
+            running: BTreeSet::new(),
+            done: 0,
+            expected: 0,
+            failed: 0,
+        };
+        for (id, kind) in [
+            (state.realise, ActivityKind::Realise),
+            (state.builds, ActivityKind::Builds),
+            (state.copies, ActivityKind::CopyPaths),
+        ] {
+            events.emit(Message::StartActivity {
+                id,
+                level: Verbosity::Error,
+                kind,
+                text: Vec::new(),
+                fields: Vec::new(),
+                parent: 0,
+            });
+        }
+        let no_progress = || vec![Field::Int(0); 4];
+        events.emit(result(state.builds, ResultKind::Progress, no_progress()));
+        events.emit(result(state.copies, ResultKind::Progress, no_progress()));
+        for kind in [ActivityKind::FileTransfer, ActivityKind::CopyPath] {
+            let fields = vec![Field::Int(kind.code()), Field::Int(0)];
+            events.emit(result(state.realise, ResultKind::SetExpected, fields));
+        }
+        let jobs = Arc::new(Semaphore::new(options.max_jobs.clamp(1, Semaphore::MAX_PERMITS)));
+        Arc::new(Self { events, temp_roots, options, jobs, state: Mutex::new(state) })
+    }
+
+    /// Ends everything that is still open. Nothing is sent afterwards.
+    pub(crate) fn close(&self) {
+        let mut state = self.state.lock();
+        if !std::mem::replace(&mut state.open, false) {
+            return;
+        }
+        let running = std::mem::take(&mut state.running);
+        for id in running.into_iter().chain([state.copies, state.builds, state.realise]) {
+            self.events.emit(Message::StopActivity(id));
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.state.lock().open
+    }
+
+    /// Another build will be needed.
+    pub(crate) fn expect_build(&self) {
+        self.change(|state| state.expected += 1);
+    }
+
+    pub(crate) fn build_started(&self, build: &BuildActivity) {
+        let mut state = self.state.lock();
+        if !state.open || !state.running.insert(build.id) {
+            return;
+        }
+        self.events.emit(Message::StartActivity {
+            id: build.id,
+            level: Verbosity::Info,
+            kind: ActivityKind::Build,
+            text: build.text.clone().into_bytes(),
+            fields: vec![
+                Field::Text(build.drv.clone().into_bytes()),
+                Field::Text(Vec::new()),
+                Field::Int(1),
+                Field::Int(1),
+            ],
+            parent: 0,
+        });
+        self.emit_progress(&state);
+    }
+
+    pub(crate) fn build_line(&self, id: u64, line: &[u8]) {
+        self.tell(id, ResultKind::BuildLogLine, line);
+    }
+
+    pub(crate) fn build_phase(&self, id: u64, phase: &str) {
+        self.tell(id, ResultKind::SetPhase, phase.as_bytes());
+    }
+
+    fn tell(&self, id: u64, kind: ResultKind, text: &[u8]) {
+        let state = self.state.lock();
+        if state.open && state.running.contains(&id) {
+            self.events.emit(result(id, kind, vec![Field::Text(text.to_vec())]));
+        }
+    }
+
+    /// A build whose activity has the id `started` is over; without one, a build that never began.
+    pub(crate) fn build_ended(&self, started: Option<u64>, success: bool) {
+        self.change(|state| {
+            if let Some(id) = started.filter(|id| state.running.remove(id)) {
+                self.events.emit(Message::StopActivity(id));
+            }
+            if success {
+                state.done += 1;
+            } else {
+                state.failed += 1;
+            }
+        });
+    }
+
+    /// A line of log that belongs to no build.
+    pub(crate) fn log(&self, text: String) {
+        if self.state.lock().open {
+            self.events.emit(Message::Next(text.into_bytes()));
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state.lock();
+        if state.open {
+            change(&mut state);
+            self.emit_progress(&state);
+        }
+    }
+
+    fn emit_progress(&self, state: &State) {
+        let numbers = [state.done, state.expected, state.running.len() as u64, state.failed];
+        self.events.emit(result(state.builds, ResultKind::Progress, numbers.map(Field::Int).to_vec()));
+    }
+}
+
+fn result(id: u64, kind: ResultKind, fields: Vec<Field>) -> Message {
+    Message::Result { id, kind, fields }
+}
