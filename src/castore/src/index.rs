@@ -15,6 +15,7 @@
 
 mod flusher;
 mod overlay;
+mod storage;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -23,11 +24,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, Readable};
+use fjall::Readable;
 use parking_lot::RwLock;
 
 use flusher::Flushing;
 use overlay::Overlay;
+use storage::Storage;
 
 /// How long a commit may stay in memory only.
 pub const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
@@ -50,10 +52,13 @@ pub enum IndexError {
     /// (a second fdatasync after a failed one proves nothing), so the index takes no more commits until it is reopened.
     #[error("making pack data durable")]
     Data(#[source] std::io::Error),
-    /// Writing to disk in the background failed; what was committed is still visible and will be tried again unless
-    /// the failure is one of those that need a restart.
+    /// Writing to disk in the background failed. What was committed is still visible. A full disk is tried again
+    /// every second and at each [`Index::sync`]; any other failure stays until the index is opened anew.
     #[error("writing the index to disk")]
     Flush(#[source] Arc<IndexError>),
+    /// The disk was full, and the database could not be opened again yet.
+    #[error("the index is closed until there is space on the disk")]
+    Closed,
     /// The flusher thread could not be started.
     #[error("starting the index's flusher thread")]
     Spawn(#[source] std::io::Error),
@@ -152,50 +157,37 @@ pub trait DataFiles: Send + Sync {
     fn make_durable(&self) -> std::io::Result<Vec<DataRow>>;
 }
 
-/// The database and its tables, shared by the index and its flusher.
+/// The index's parts, shared by its owner and the flusher.
 struct Inner {
-    database: Database,
-    tables: RwLock<Vec<(&'static str, Keyspace)>>,
+    dir: PathBuf,
+    options: IndexOptions,
+    /// Readers hold the lock while they read, also inside one another. It is taken for writing only to open a table and
+    /// to open the database again.
+    storage: RwLock<Storage>,
     overlay: Overlay,
     flushing: Flushing,
 }
 
 impl Inner {
-    fn table(&self, name: &'static str) -> Result<Table, IndexError> {
-        if name.is_empty() || name.len() > 255 {
-            return Err(IndexError::TableName(name));
-        }
-        let mut tables = self.tables.write();
-        if let Some(number) = tables.iter().position(|(known, _)| *known == name) {
-            return Ok(Table(number));
-        }
-        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
-        let keyspace = self.database.keyspace(name, options).map_err(database("opening a table"))?;
-        tables.push((name, keyspace));
-        Ok(Table(tables.len() - 1))
-    }
-
-    fn keyspace(&self, table: Table) -> Keyspace {
-        self.tables.read()[table.0].1.clone()
-    }
-
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, IndexError> {
         if let Some(value) = self.overlay.get(table, key) {
             return Ok(value);
         }
-        let value = self.keyspace(table).get(key).map_err(database("reading a key"))?;
+        let storage = self.storage.read_recursive();
+        let value = storage.keyspace(table)?.get(key).map_err(database("reading a key"))?;
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 
     /// Walks the keys from `start` while they begin with `prefix`.
     fn scan(&self, table: Table, start: &[u8], prefix: &[u8], each: Each<'_>) -> Result<(), IndexError> {
+        let storage = self.storage.read_recursive();
+        let (keyspace, database) = (storage.keyspace(table)?, storage.database()?);
         // The snapshot is taken while the overlay cannot change: what is on its way from one to the other is in at
         // least one of the two.
-        let (recent, snapshot) = self.overlay.range(table, start, prefix, || self.database.snapshot());
+        let (recent, snapshot) = self.overlay.range(table, start, prefix, || database.snapshot());
         let mut recent = recent.into_iter().peekable();
-        let keyspace = self.keyspace(table);
-        for guard in snapshot.range(&keyspace, start..) {
-            let (key, value) = guard.into_inner().map_err(database("scanning a table"))?;
+        for guard in snapshot.range(keyspace, start..) {
+            let (key, value) = guard.into_inner().map_err(self::database("scanning a table"))?;
             if !key.starts_with(prefix) {
                 break;
             }
@@ -226,11 +218,6 @@ impl Inner {
     }
 }
 
-/// Bytes of one table that the database gathers in memory before it writes a sorted file.
-const MEMTABLE_BYTES: u64 = 16 << 20;
-/// The database's journals may grow to this before tables are written out to shorten them (its least is 64 MiB).
-const JOURNAL_BYTES: u64 = 128 << 20;
-
 /// An index that is open for reading while the files it points into are brought in line with it; no commits yet.
 pub struct RecoveredIndex {
     inner: Inner,
@@ -239,20 +226,19 @@ pub struct RecoveredIndex {
 impl RecoveredIndex {
     /// Opens the database in `dir`, creating it when there is none.
     pub fn open(dir: &Path, options: &IndexOptions) -> Result<Self, IndexError> {
-        let database =
-            Database::builder(dir).cache_size(options.cache_bytes).max_journaling_size(JOURNAL_BYTES).open().map_err(
-                |error| match error {
-                    fjall::Error::Locked => IndexError::Locked(dir.to_owned()),
-                    source => IndexError::Database { doing: "opening", source },
-                },
-            )?;
-        let overlay = Overlay::new(options.overlay_bytes);
-        Ok(Self { inner: Inner { database, tables: RwLock::default(), overlay, flushing: Flushing::default() } })
+        let inner = Inner {
+            dir: dir.to_owned(),
+            options: options.clone(),
+            storage: RwLock::new(Storage::open(dir, options)?),
+            overlay: Overlay::new(options.overlay_bytes),
+            flushing: Flushing::default(),
+        };
+        Ok(Self { inner })
     }
 
     /// Opens a table, creating it when there is none.
     pub fn table(&self, name: &'static str) -> Result<Table, IndexError> {
-        self.inner.table(name)
+        self.inner.storage.write().table(name)
     }
 
     /// The value of `key`.
@@ -295,9 +281,10 @@ impl Index {
         RecoveredIndex::open(dir, options)?.start(Arc::new(Nothing))
     }
 
-    /// Opens a table, creating it when there is none. Ask once and keep the answer: a creation is written to disk.
+    /// Opens a table, creating it when there is none. Ask once and keep the answer: this waits for
+    /// scans to end (so it must not be called inside one), and a creation is written to disk.
     pub fn table(&self, name: &'static str) -> Result<Table, IndexError> {
-        self.inner.table(name)
+        self.inner.storage.write().table(name)
     }
 
     /// The value of `key`.

@@ -192,11 +192,6 @@ impl ObjectStore {
     /// state is removed.
     pub fn open(dir: &Path, options: Options) -> Result<Arc<Self>, ObjectError> {
         let index_dir = dir.join("index");
-        std::fs::create_dir_all(&index_dir).map_err(|source| PackError::Io {
-            doing: "creating",
-            path: index_dir.clone(),
-            source,
-        })?;
         let index = RecoveredIndex::open(&index_dir, &options.index)?;
         let meta = index.table("meta")?;
         let lengths = index.table("pack-lengths")?;

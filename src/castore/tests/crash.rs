@@ -4,6 +4,9 @@
 //! A kill loses no page the kernel has, so what a power failure adds is done to the files afterwards: what a pack has
 //! beyond its committed length is replaced by garbage or cut anywhere.
 
+// Everything here is test code, helpers as well.
+#![allow(clippy::unwrap_used)]
+
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
 use std::ops::ControlFlow;
@@ -33,7 +36,7 @@ fn options() -> Options {
 
 /// The contents of an object of an import; every third is shared with other imports, lengths and kinds of data vary.
 fn contents(import: u64, object: u64) -> Vec<u8> {
-    let seed = if object % 3 == 0 { object % 7 } else { import * OBJECTS_PER_IMPORT + object + 1000 };
+    let seed = if object.is_multiple_of(3) { object % 7 } else { import * OBJECTS_PER_IMPORT + object + 1000 };
     let length = (seed * 2_654_435_761 % 20_000) as usize;
     let mut noise = vec![0; if seed % 2 == 0 { length } else { 64 }];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut noise);

@@ -10,10 +10,13 @@ use fjall::PersistMode;
 use parking_lot::{Condvar, Mutex};
 
 use super::overlay::Generation;
-use super::{DataFiles, FLUSH_INTERVAL, IndexError, Inner, database};
+use super::{DataFiles, FLUSH_INTERVAL, IndexError, Inner, Table, database, storage};
 
 /// After a failure nobody waited for, the time until the next try.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long the flusher waits for readers to be done before it opens the database again.
+const REOPEN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the flusher and its customers tell each other.
 ///
@@ -121,8 +124,7 @@ impl Flushing {
             }
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "writing the index to disk failed");
-                state.broken =
-                    matches!(error, IndexError::Data(_) | IndexError::Database { source: fjall::Error::Poisoned, .. });
+                state.broken = !is_full(&error);
                 state.error = Some(Arc::new(error));
                 state.dirty = true;
             }
@@ -149,6 +151,14 @@ pub(super) fn run(inner: &Inner, data: &dyn DataFiles) {
 
 fn flush(inner: &Inner, data: &dyn DataFiles, rows: &mut Rows) -> Result<(), IndexError> {
     if let Some(leftover) = inner.overlay.leftover() {
+        // The last write failed for lack of space, and the database accepts no other until it is opened again.
+        storage::has_space(&inner.dir).map_err(|error| IndexError::Database {
+            doing: "looking for space for the journal",
+            source: fjall::Error::Io(error),
+        })?;
+        let mut storage = inner.storage.try_write_for(REOPEN_PATIENCE).ok_or(IndexError::Closed)?;
+        storage.reopen(&inner.dir, &inner.options)?;
+        drop(storage);
         write(inner, data, rows, &leftover)?;
         inner.overlay.done();
     }
@@ -158,25 +168,37 @@ fn flush(inner: &Inner, data: &dyn DataFiles, rows: &mut Rows) -> Result<(), Ind
     Ok(())
 }
 
+/// Whether it is a lack of space that made writing the database fail: it may go away, and the write itself failed,
+/// not an fsync after it, so nothing is in doubt.
+fn is_full(error: &IndexError) -> bool {
+    let full = |error: &std::io::Error| {
+        matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+    };
+    match error {
+        IndexError::Closed => true,
+        IndexError::Database { source: fjall::Error::Io(error), .. } => full(error),
+        IndexError::Database { source: fjall::Error::Storage(fjall::LsmError::Io(error)), .. } => full(error),
+        _ => false,
+    }
+}
+
 fn write(inner: &Inner, data: &dyn DataFiles, rows: &mut Rows, generation: &Generation) -> Result<(), IndexError> {
     let fresh = data.make_durable().map_err(IndexError::Data)?;
     rows.extend(fresh.into_iter().map(|row| ((row.table.0, row.key), row.value)));
     if generation.is_empty() && rows.is_empty() {
         return Ok(());
     }
-    let mut batch = inner.database.batch().durability(Some(PersistMode::SyncAll));
-    {
-        let tables = inner.tables.read();
-        for (table, key, value) in generation.iter() {
-            let keyspace = &tables[table.0].1;
-            match value {
-                Some(value) => batch.insert(keyspace, &key[..], &value[..]),
-                None => batch.remove(keyspace, &key[..]),
-            }
+    let storage = inner.storage.read_recursive();
+    let mut batch = storage.database()?.batch().durability(Some(PersistMode::SyncAll));
+    for (table, key, value) in generation.iter() {
+        let keyspace = storage.keyspace(table)?;
+        match value {
+            Some(value) => batch.insert(keyspace, &key[..], &value[..]),
+            None => batch.remove(keyspace, &key[..]),
         }
-        for ((table, key), value) in rows.iter() {
-            batch.insert(&tables[*table].1, &key[..], &value[..]);
-        }
+    }
+    for ((table, key), value) in rows.iter() {
+        batch.insert(storage.keyspace(Table(*table))?, &key[..], &value[..]);
     }
     batch.commit().map_err(database("committing a generation"))?;
     rows.clear();

@@ -43,7 +43,7 @@ fn step() -> impl Strategy<Value = Step> {
 fn open(dir: &std::path::Path) -> (Index, [Table; 2]) {
     // A small bound, so that commits also wait for flushes.
     let options = IndexOptions { overlay_bytes: 2000, ..IndexOptions::default() };
-    let index = Index::open(dir, &options).unwrap();
+    let index = Index::open(&dir.join("index"), &options).unwrap();
     let tables = NAMES.map(|name| index.table(name).unwrap());
     (index, tables)
 }
@@ -180,7 +180,7 @@ impl DataFiles for Recorder {
 fn what_the_data_files_report_is_committed_with_the_generation() {
     let dir = tempfile::tempdir().unwrap();
     let recorder = Arc::new(Recorder::default());
-    let recovered = RecoveredIndex::open(dir.path(), &IndexOptions::default()).unwrap();
+    let recovered = RecoveredIndex::open(&dir.path().join("index"), &IndexOptions::default()).unwrap();
     let table = recovered.table("one").unwrap();
     *recorder.table.lock() = Some(table);
     let index = recovered.start(recorder.clone()).unwrap();
@@ -198,7 +198,7 @@ fn what_the_data_files_report_is_committed_with_the_generation() {
 fn data_that_cannot_be_made_durable_stops_commits_and_leaves_no_entry() {
     let dir = tempfile::tempdir().unwrap();
     let recorder = Arc::new(Recorder::default());
-    let recovered = RecoveredIndex::open(dir.path(), &IndexOptions::default()).unwrap();
+    let recovered = RecoveredIndex::open(&dir.path().join("index"), &IndexOptions::default()).unwrap();
     let table = recovered.table("one").unwrap();
     let index = recovered.start(recorder.clone()).unwrap();
     let commit = |key: &[u8]| {
@@ -223,7 +223,7 @@ fn data_that_cannot_be_made_durable_stops_commits_and_leaves_no_entry() {
     assert!(data_failed(index.sync()));
     drop(index);
 
-    let index = Index::open(dir.path(), &IndexOptions::default()).unwrap();
+    let index = Index::open(&dir.path().join("index"), &IndexOptions::default()).unwrap();
     let table = index.table("one").unwrap();
     assert!(index.get(&table, b"before").unwrap().is_some());
     assert!(index.get(&table, b"doomed").unwrap().is_none(), "its data may not be there");
@@ -233,7 +233,7 @@ fn data_that_cannot_be_made_durable_stops_commits_and_leaves_no_entry() {
 fn commits_become_durable_by_themselves() {
     let dir = tempfile::tempdir().unwrap();
     let recorder = Arc::new(Recorder::default());
-    let recovered = RecoveredIndex::open(dir.path(), &IndexOptions::default()).unwrap();
+    let recovered = RecoveredIndex::open(&dir.path().join("index"), &IndexOptions::default()).unwrap();
     let table = recovered.table("one").unwrap();
     let index = recovered.start(recorder.clone()).unwrap();
     let mut batch = Batch::new();

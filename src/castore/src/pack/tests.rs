@@ -12,7 +12,7 @@ use crate::objects::{ObjectKey, ObjectKind};
 /// A table to name in rows that these tests read themselves.
 fn some_table() -> Table {
     let dir = tempfile::tempdir().unwrap();
-    Index::open(dir.path(), &IndexOptions::default()).unwrap().table("lengths").unwrap()
+    Index::open(&dir.path().join("index"), &IndexOptions::default()).unwrap().table("lengths").unwrap()
 }
 
 fn open(dir: &Path, seal_at: u64, committed: &HashMap<u32, u64>) -> Result<(Packs, Recovery), PackError> {
