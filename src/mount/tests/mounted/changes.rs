@@ -102,6 +102,7 @@ fn listings_never_go_stale_under_load() {
     let view = &store.view;
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
         for _ in 0..3 {
             scope.spawn(|| {
                 while !stop.load(Ordering::SeqCst) {
@@ -124,6 +125,14 @@ fn listings_never_go_stale_under_load() {
                 break;
             }
         }
-        stop.store(true, Ordering::SeqCst);
     });
+}
+
+/// Ends the other threads even when an assertion fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
