@@ -3,6 +3,16 @@
 //! Everything is named by its BLAKE3 [`Digest`]. A *blob* is the contents of a file; a [`Directory`] lists names with
 //! the [`Node`]s behind them; both are handed out by services ([`BlobService`], [`DirectoryService`]) that know nothing
 //! of store paths.
+//!
+//! The modules, from what others see down to the bytes on disk:
+//!
+//! * [`engine`]: the services over one directory of the machine; imports are sessions of it. Blobs are cut into chunks
+//!   here, trees are walked to hold them or to find what is alive.
+//! * [`objects`]: chunks, chunk lists and directories, each an object known by kind and digest; [`collect`] removes
+//!   those nothing refers to.
+//! * [`pack`] and [`index`]: append-only files of compressed blocks, and the database that says where in them an object
+//!   is. `FORMAT.md` tells their bytes.
+//! * [`proto`]: the messages of `tvix.castore.v1`, for those who speak to other machines.
 
 mod blob;
 mod cache;

@@ -25,7 +25,7 @@ const WINDOW: usize = 1024 * 1024;
 pub struct Session {
     writer: ObjectWriter,
     cutter: Cutter,
-    /// The window, once a blob was read.
+    /// The bytes being read; as long as it had to be so far.
     window: Vec<u8>,
 }
 
@@ -58,18 +58,19 @@ impl Session {
     /// [`Error::Input`] when `from` fails: nothing can be read under the digest then.
     pub fn put_blob(&mut self, from: &mut dyn Read) -> Result<(Digest, u64), Error> {
         let mut window = std::mem::take(&mut self.window);
-        // The system gives zeroed pages when they are first written to, so a small import does not pay for all of it.
-        window.resize(WINDOW, 0);
         let result = self.put_through(&mut window, from);
         self.window = window;
         result
     }
 
-    fn put_through(&mut self, window: &mut [u8], from: &mut dyn Read) -> Result<(Digest, u64), Error> {
+    fn put_through(&mut self, window: &mut Vec<u8>, from: &mut dyn Read) -> Result<(Digest, u64), Error> {
+        grow(window, WHOLE + 1);
         let mut filled = fill(&mut window[..WHOLE + 1], from)?;
         if filled <= WHOLE {
             return self.put_whole(&window[..filled]);
         }
+        // An import of small files, of which there can be many at a time, never comes here.
+        grow(window, WINDOW);
 
         let mut blob = ChunkedBlob::default();
         let mut hashed = 0;
@@ -166,6 +167,13 @@ struct ChunkedBlob {
     /// Over all bytes, chunks or not.
     hasher: blake3::Hasher,
     list: ChunkListBuilder,
+}
+
+/// Makes `window` at least `length` bytes long.
+fn grow(window: &mut Vec<u8>, length: usize) {
+    if window.len() < length {
+        window.resize(length, 0);
+    }
 }
 
 /// Reads until `buffer` is full or `from` ends; how many bytes.

@@ -280,3 +280,49 @@ fn a_hold_finds_what_is_wrong() {
     assert!(matches!(wrong(Node::Directory { digest: missing, size: 0 }), Error::DirectoryNotFound(_)));
     assert!(matches!(wrong(Node::Directory { digest: Digest::EMPTY, size: 1 }), Error::ChildSize { actual: 0, .. }));
 }
+
+#[test]
+fn a_collection_goes_on_where_a_tree_is_broken() {
+    let (_dir, engine) = engine();
+    let (whole, hold) = tree(&engine, 60);
+    drop(hold);
+    let mut session = engine.session();
+    let lost = Node::Directory { digest: Digest::of(b"lost"), size: 3 };
+    let broken = Directory::new([(name("a-lost"), lost), (name("whole"), whole.clone())]).unwrap();
+    session.put_directory(&broken).unwrap();
+    drop(session.finish().unwrap());
+
+    assert_eq!(collect(&engine, &[&broken.to_node()]), 0);
+    drop(engine.hold(&whole).unwrap());
+}
+
+#[test]
+fn damage_is_told_apart_from_absence() {
+    let (_dir, engine) = engine();
+    let blob = Digest::of(b"a blob whose list is made up");
+    let damage_with = |list: &[u8]| {
+        let mut writer = engine.objects().writer();
+        writer.put(crate::blob::chunk_list(&blob), list).unwrap();
+        writer.flush().unwrap();
+        drop(writer);
+        let damage = match engine.read_at(&blob, 5, 20).unwrap_err() {
+            Error::DamagedBlob { digest, damage } if digest == blob => damage,
+            other => panic!("{other}"),
+        };
+        assert!(collect(&engine, &[]) > 0, "so that the next list can be put");
+        damage
+    };
+    assert_eq!(damage_with(b"not a list"), crate::BlobDamage::ChunkList);
+
+    let (there, missing) = (Digest::of(b"0123456789"), Digest::of(b"missing"));
+    let list = |lengths: [u32; 2]| {
+        let mut session = engine.session();
+        session.put_blob_bytes(b"0123456789").unwrap();
+        session.flush().unwrap();
+        let mut list = crate::chunk::ChunkListBuilder::default();
+        assert!(list.push(&there, lengths[0]) && list.push(&missing, lengths[1]));
+        list.finish().unwrap()
+    };
+    assert_eq!(damage_with(&list([10, 10])), crate::BlobDamage::MissingChunk(missing));
+    assert_eq!(damage_with(&list([11, 10])), crate::BlobDamage::ChunkLength(there));
+}

@@ -3,6 +3,7 @@
 //! Public, so that an implementation in another crate (the gRPC client) runs the same lists, but not part of the
 //! crate's promises. A service may hold other things already.
 
+// Checks panic; that is how a test hears of them.
 #![allow(clippy::expect_used)]
 
 use std::collections::HashSet;
