@@ -85,7 +85,8 @@ impl Runner<'_> {
             Ok(drv)
         });
         let out = self.check("nix-build", |r| {
-            let out = Call::nix(r.room, r.who, r.release, "nix-build").arg("--no-out-link").arg(r.room.tmp(&file)).ok()?;
+            let out =
+                Call::nix(r.room, r.who, r.release, "nix-build").arg("--no-out-link").arg(r.room.tmp(&file)).ok()?;
             if !r.release.is_2_3() {
                 // The 2.3 client prints no build log when it is not on a terminal and the daemon is a newer one.
                 expect_contains(&out.stderr, "a line of the log")?;

@@ -4,6 +4,7 @@
 //! * [`releases`] fetches the four stock Nix releases that castored promises to serve.
 //! * [`room`] gives a test its own mount namespace with an empty `/nix`, so that nothing outside is touched.
 //! * [`subject`] starts and stops the daemon under test: castored, or stock `nix-daemon` to prove a test right.
+//! * [`tree`] makes a large real tree to work on, from the machine's own /usr.
 //! * [`call`] runs client commands, as root or as an unprivileged user, and shows what they print.
 //! * [`wire`] and [`nar`] speak the worker protocol and the NAR format *independently of castored's own code*, so
 //!   that a mistake there cannot hide itself; [`grpc`] calls services knowing only what reflection tells.
@@ -18,6 +19,7 @@ pub mod nar;
 pub mod releases;
 pub mod room;
 pub mod subject;
+pub mod tree;
 pub mod wire;
 
 pub use call::{Call, Output, Who};

@@ -79,7 +79,8 @@ pub fn prepare() -> Result<&'static Machine> {
 fn remove_abandoned_rooms() {
     for entry in fs::read_dir("/var/tmp").into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let owner = name.to_str().and_then(|n| n.strip_prefix("castored-room-")?.split('-').next()?.parse::<i32>().ok());
+        let owner =
+            name.to_str().and_then(|n| n.strip_prefix("castored-room-")?.split('-').next()?.parse::<i32>().ok());
         if owner.is_some_and(|pid| nix::sys::signal::kill(Pid::from_raw(pid), None).is_err()) {
             let _ = fs::remove_dir_all(entry.path());
         }

@@ -111,9 +111,8 @@ fn copy_libraries(root: &Path, lib: &Path) -> Result<()> {
     // In bullseye the name is a link to ld-2.31.so, relative to its own directory.
     let loader = fs::canonicalize(loader).doing("resolving", loader)?;
     copy(&loader, &lib.join(LOADER))?;
-    let list = run(Command::new(&loader)
-        .args(["--library-path", &dirs.join(":"), "--list"])
-        .arg(root.join("usr/bin/nix")))?;
+    let list =
+        run(Command::new(&loader).args(["--library-path", &dirs.join(":"), "--list"]).arg(root.join("usr/bin/nix")))?;
     for line in list.lines() {
         let Some((name, rest)) = line.trim().split_once(" => ") else { continue };
         let file = Path::new(rest.split_whitespace().next().unwrap_or_default());

@@ -36,7 +36,8 @@ impl Room {
     /// Makes a room and moves the calling thread into it, for good.
     pub fn enter(name: &str) -> Result<Self> {
         let prefix = format!("castored-room-{}-{name}-", std::process::id());
-        let dir = tempfile::Builder::new().prefix(&prefix).tempdir_in("/var/tmp").doing("creating a room in", "/var/tmp")?;
+        let dir =
+            tempfile::Builder::new().prefix(&prefix).tempdir_in("/var/tmp").doing("creating a room in", "/var/tmp")?;
         let room = Self { dir: dir.keep() };
         let d = &room.dir;
         fs::set_permissions(d, Permissions::from_mode(0o755)).doing("opening to all", d)?;

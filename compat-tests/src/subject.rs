@@ -226,7 +226,8 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if self.is_running() && kill(self.pid(), Signal::SIGTERM).is_ok() && self.wait(Duration::from_secs(10)).is_err() {
+        if self.is_running() && kill(self.pid(), Signal::SIGTERM).is_ok() && self.wait(Duration::from_secs(10)).is_err()
+        {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }

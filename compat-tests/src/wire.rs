@@ -215,7 +215,10 @@ impl Client {
             return Err(Error::Protocol(format!("a string of {length} bytes")));
         }
         let mut bytes = Vec::new();
-        (&mut self.stream).take(length.next_multiple_of(8)).read_to_end(&mut bytes).doing("reading from", "the daemon")?;
+        (&mut self.stream)
+            .take(length.next_multiple_of(8))
+            .read_to_end(&mut bytes)
+            .doing("reading from", "the daemon")?;
         if (bytes.len() as u64) < length {
             return Err(Error::Protocol("the stream ended inside a string".into()));
         }

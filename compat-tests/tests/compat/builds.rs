@@ -28,7 +28,8 @@ fn outputs_may_be_several_and_refer_to_their_inputs() {
     let (out, dev) = (&paths[0], &paths[1]);
     assert!(dev.ends_with("-several-dev"), "{dev}");
     assert_eq!(fs::read_to_string(format!("{dev}/link")).unwrap(), "the source\n");
-    let references = |path: &str| s.nix(Who::User, "nix-store").args(["-q", "--references", path]).ok().unwrap().lines();
+    let references =
+        |path: &str| s.nix(Who::User, "nix-store").args(["-q", "--references", path]).ok().unwrap().lines();
     assert_eq!(references(out), Vec::<String>::new(), "a copied file is no reference");
     let source = fs::read_to_string(format!("{dev}/reference")).unwrap().trim().to_owned();
     let mut expected = [source, out.clone()];

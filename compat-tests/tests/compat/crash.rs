@@ -76,7 +76,9 @@ fn killed_at_any_moment_the_store_is_whole() {
         told_total += told.len();
         lost_total += lost;
     }
-    println!("{ROUNDS} kills, {told_total} registrations answered, {lost_total} lost, each within {WINDOW:?} of its kill");
+    println!(
+        "{ROUNDS} kills, {told_total} registrations answered, {lost_total} lost, each within {WINDOW:?} of its kill"
+    );
     assert!(told_total > 100, "too few to mean anything");
     let last = s.start();
     let check = s.nix(Who::Root, "nix-store").args(["--verify", "--check-contents"]).ok().unwrap();
@@ -134,7 +136,11 @@ fn verify(s: &Setup, known: &mut BTreeSet<String>, told: &BTreeMap<String, Told>
     for path in valid.difference(known) {
         let info = client.path_info(path).unwrap().unwrap();
         let (hash, size) = hash_path(Path::new(path)).unwrap();
-        assert_eq!((hex(&hash), size), (info.nar_hash.clone(), info.nar_size), "{path} read through the store directory");
+        assert_eq!(
+            (hex(&hash), size),
+            (info.nar_hash.clone(), info.nar_size),
+            "{path} read through the store directory"
+        );
         assert_eq!(hex(&client.archive_hash(path, size).unwrap()), info.nar_hash, "{path} read from the daemon");
         assert!(info.references.iter().all(|r| valid.contains(r)), "{path} refers to what is not there");
     }

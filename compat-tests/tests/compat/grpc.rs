@@ -3,9 +3,9 @@
 use std::net::TcpListener;
 use std::path::Path;
 
+use compat_tests::Who;
 use compat_tests::grpc::Server;
 use compat_tests::subject::{Daemon, GRPC_VARIABLE, SOCKET, default_conf};
-use compat_tests::Who;
 use data_encoding::BASE64;
 use serde_json::json;
 

@@ -11,6 +11,7 @@ mod crash;
 mod grpc;
 mod life;
 mod mount;
+mod nixos;
 
 use compat_tests::machine::{self, Machine};
 use compat_tests::{Call, Daemon, Room, Subject, Who};

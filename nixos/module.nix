@@ -1,0 +1,95 @@
+# Puts castored in the place of nix-daemon.socket: the same socket path, the same nix.conf, the same build users.
+#
+#   imports = [ ./castored/nixos/module.nix ];
+#   services.castored.enable = true;
+#
+# Meant for machines whose /nix/store belongs to castored from the start, or whose system does not boot from it: the
+# mount covers what lies in /nix/store below it.
+{ config, lib, pkgs, ... }:
+
+let
+  cfg = config.services.castored;
+  socketPath = "/nix/var/nix/daemon-socket/socket";
+in
+{
+  options.services.castored = {
+    enable = lib.mkEnableOption "castored instead of nix-daemon";
+
+    package = lib.mkOption {
+      type = lib.types.package;
+      default = pkgs.callPackage ./package.nix { };
+      defaultText = lib.literalExpression "pkgs.callPackage ./package.nix { }";
+      description = "The castored package to run.";
+    };
+
+    grpcListen = lib.mkOption {
+      type = lib.types.str;
+      default = "127.0.0.1:8000";
+      example = "none";
+      description = "Loopback address on which blobs, directories and path infos can be looked at over gRPC.";
+    };
+
+    settings = lib.mkOption {
+      type = with lib.types; attrsOf (oneOf [ bool int str (listOf str) ]);
+      default = { };
+      example = { max-jobs = 4; };
+      description = "Settings for nix.conf, which castored reads as nix-daemon does. Merged into `nix.settings`.";
+    };
+  };
+
+  config = lib.mkIf cfg.enable {
+    assertions = [
+      {
+        assertion = config.nix.enable;
+        message = "services.castored replaces only the daemon: the clients and nix.conf still come from `nix.enable`.";
+      }
+    ];
+
+    nix.settings = cfg.settings;
+
+    # A client run by root must not open the store behind the daemon's back.
+    environment.variables.NIX_REMOTE = "daemon";
+    environment.systemPackages = [ cfg.package ];
+
+    # Stock's units stay defined by the Nix module, but are never started.
+    systemd.sockets.nix-daemon.enable = lib.mkForce false;
+    systemd.services.nix-daemon.enable = lib.mkForce false;
+
+    systemd.sockets.castored = {
+      description = "castored socket (worker protocol)";
+      wantedBy = [ "sockets.target" ];
+      unitConfig.RequiresMountsFor = [ "/nix/var" ];
+      socketConfig = {
+        ListenStream = socketPath;
+        SocketMode = "0666";
+        DirectoryMode = "0755";
+      };
+    };
+
+    systemd.services.castored = {
+      description = "castored, a Nix daemon over a content-addressed store";
+      # The store is a mount of this service, so whatever a user or a service runs from it comes later.
+      wantedBy = [ "multi-user.target" ];
+      before = [ "multi-user.target" "systemd-user-sessions.service" ];
+      requires = [ "castored.socket" ];
+      after = [ "castored.socket" ];
+      unitConfig.RequiresMountsFor = [ "/nix/var" ];
+      path = [ pkgs.fuse3 ];
+      # New settings take effect without ending anybody's build only when the administrator says so.
+      restartIfChanged = false;
+      serviceConfig = {
+        Type = "notify";
+        ExecStart = "${lib.getExe cfg.package} daemon --grpc-listen ${cfg.grpcListen}";
+        Restart = "always";
+        RestartSec = 0;
+        KillMode = "mixed";
+        TimeoutStartSec = "5min";
+        LimitNOFILE = 1048576;
+        TasksMax = "infinity";
+        Delegate = true;
+        OOMPolicy = "continue";
+        PrivateMounts = false;
+      };
+    };
+  };
+}
