@@ -75,7 +75,7 @@ in
       after = [ "castored.socket" ];
       unitConfig.RequiresMountsFor = [ "/nix/var" ];
       path = [ pkgs.fuse3 ];
-      # New settings take effect without ending anybody's build only when the administrator says so.
+      # A switch does not restart it: builds would end, and the store would be gone for a moment.
       restartIfChanged = false;
       serviceConfig = {
         Type = "notify";

@@ -14,7 +14,7 @@ use crate::{Release, apt};
 
 /// How long a command may take unless told otherwise.
 const LIMIT: Duration = Duration::from_secs(120);
-/// How many lines of a command's output are shown; tests see all of it.
+/// How many lines of a command's output are shown unless told otherwise; tests see all of it.
 const SHOWN_LINES: usize = 12;
 
 /// Who runs a command.
@@ -61,6 +61,7 @@ pub struct Call {
     input: Option<Vec<u8>>,
     limit: Duration,
     quiet: bool,
+    lines: usize,
     shown: String,
 }
 
@@ -77,7 +78,7 @@ impl Call {
             command.uid(USER_ID).gid(USER_ID);
         }
         let name = Path::new(program.as_ref()).file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Self { command, input: None, limit: LIMIT, quiet: false, shown: name }
+        Self { command, input: None, limit: LIMIT, quiet: false, lines: SHOWN_LINES, shown: name }
     }
 
     /// A command of a stock Nix release, such as `nix-store`.
@@ -122,6 +123,13 @@ impl Call {
     #[must_use]
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
+        self
+    }
+
+    /// Shows this many lines of the output.
+    #[must_use]
+    pub fn lines(mut self, lines: usize) -> Self {
+        self.lines = lines;
         self
     }
 
@@ -170,7 +178,7 @@ impl Call {
             stderr: without_escapes(&String::from_utf8_lossy(&stderr.join().unwrap_or_default())),
         };
         if !self.quiet {
-            show(&output);
+            show(&output, self.lines);
         }
         Ok(output)
     }
@@ -208,14 +216,14 @@ fn drain<R: Read + Send + 'static>(pipe: Option<R>) -> thread::JoinHandle<Vec<u8
 }
 
 /// Prints the first lines of what a command printed, indented below it.
-fn show(output: &Output) {
+fn show(output: &Output, shown: usize) {
     let text = output.all();
     let lines: Vec<&str> = text.lines().collect();
-    for line in lines.iter().take(SHOWN_LINES) {
+    for line in lines.iter().take(shown) {
         println!("    {}", line.chars().take(160).collect::<String>());
     }
-    if lines.len() > SHOWN_LINES {
-        println!("    ... {} more lines", lines.len() - SHOWN_LINES);
+    if lines.len() > shown {
+        println!("    ... {} more lines", lines.len() - shown);
     }
     if output.code != 0 {
         println!("    (exit code {})", output.code);

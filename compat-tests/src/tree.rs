@@ -7,9 +7,9 @@ use std::process::Command;
 use crate::apt::run;
 use crate::error::{Context, Error, Result};
 
-/// What is taken from /usr, in this order, until it is enough: programs, libraries, many small files.
+/// What is taken from /usr, in this order, until it is enough: many small files first, then programs and libraries.
 const CANDIDATES: [&str; 9] =
-    ["lib/x86_64-linux-gnu", "lib/gcc", "bin", "include", "share/doc", "share/perl", "lib/python3", "share", "lib"];
+    ["include", "share/doc", "share/perl", "lib/python3", "lib/gcc", "bin", "lib/x86_64-linux-gnu", "share", "lib"];
 
 /// Copies directories of /usr into `to` until it holds at least `bytes` bytes of file contents, readable by everybody.
 /// Answers the tree's path. Each copy is shown.

@@ -109,7 +109,8 @@ fn hello_sources() -> Result<PathBuf> {
 
 /// The daemon's nix.conf: the machine's own compiler is let into the sandbox by an administrator's decision.
 fn build_conf() -> String {
-    let paths = ["/bin", "/lib", "/lib64", "/usr/bin", "/usr/lib", "/usr/libexec", "/usr/share", "/usr/include"];
+    let paths =
+        ["/bin", "/lib", "/lib64", "/usr/bin", "/usr/lib", "/usr/lib64", "/usr/libexec", "/usr/share", "/usr/include"];
     let paths: Vec<&str> = paths.into_iter().chain(["/etc/alternatives"]).filter(|p| Path::new(p).exists()).collect();
     let conf: String =
         default_conf().lines().filter(|l| !l.starts_with("sandbox-paths")).map(|l| format!("{l}\n")).collect();
@@ -163,7 +164,7 @@ impl Demo {
         part("Building GNU hello from its Debian source: unpack, configure, make, install");
         let file = self.room.write("hello.nix", HELLO.replace("@tarball@", &tarball.display().to_string()))?;
         let file = file.display().to_string();
-        self.say("cat", &[&file])?;
+        Call::new(&self.room, Who::User, "cat").arg(&file).lines(usize::MAX).ok()?;
         let started = Instant::now();
         let build = self.nix("nix").args(["build", "--print-build-logs", "--print-out-paths", "--out-link", "result"]);
         let built = build.args(["--impure", "--file", &file]).ok()?;

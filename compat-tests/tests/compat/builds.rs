@@ -108,11 +108,11 @@ fn the_environment_is_stocks() {
     let Some(s) = setup("environment") else { return };
     let daemon = s.start();
     let script = "
-        set -ex
+        set -e
         [ $NIX_BUILD_TOP = /build ]; [ $TMPDIR = /build ]; [ $PWD = /build ]
         [ $HOME = /homeless-shelter ]; [ ! -e $HOME ]
         [ $PATH = /path-not-set ]; [ $NIX_STORE = /nix/store ]; [ $NIX_BUILD_CORES = 1 ]
-        [ -z \"$long\" ]; read content < $longPath; [ $content = passed ]
+        [ -z \"$long\" ]; content=$(cat $longPath); [ $content = passed ]
         [ $(id -u) != 0 ]; [ $name = environment ]
         echo ok > $out";
     let expression = derivation("environment", script, "long = \"passed\"; passAsFile = [ \"long\" ];");
