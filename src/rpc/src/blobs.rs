@@ -14,7 +14,7 @@ use crate::blocking::blocking;
 use crate::limits::{MAX_BLOB_UPLOADS, PIECE_BYTES, QUEUE_ITEMS};
 use crate::proto::castore::blob_service_server;
 use crate::status;
-use crate::upload::upload;
+use crate::upload::{Messages, upload};
 
 /// Serves the blobs of a castore.
 pub(crate) struct Blobs {
@@ -83,7 +83,7 @@ impl blob_service_server::BlobService for Blobs {
         let service = self.service.clone();
         let storing = blocking(move || service.put(&mut reader).map_err(status::castore));
         let storing = tokio::spawn(storing);
-        writer.pass_on(request.into_inner()).await?;
+        writer.pass_on(Messages::of(request)).await?;
         let (digest, size) = storing.await.map_err(status::internal)??;
         tracing::debug!(%digest, size, "grpc: blob stored");
         Ok(Response::new(PutBlobResponse { digest: digest.into() }))

@@ -16,7 +16,7 @@ use crate::limits::{
 };
 use crate::proto::castore::directory_service_server;
 use crate::status;
-use crate::upload::next;
+use crate::upload::Messages;
 
 /// Serves the directories of a castore.
 pub(crate) struct Directories {
@@ -84,9 +84,9 @@ impl directory_service_server::DirectoryService for Directories {
     ) -> Result<Response<PutDirectoryResponse>, Status> {
         let _place = self.uploads.acquire().await.map_err(status::internal)?;
 
-        let mut stream = request.into_inner();
+        let mut messages = Messages::of(request);
         let mut upload = Upload::default();
-        while let Some(message) = next(&mut stream).await? {
+        while let Some(message) = messages.next().await? {
             let directory = Directory::try_from(message).map_err(status::invalid)?;
             upload.add(directory).map_err(status::invalid)?;
             if upload.is_batch_full() {

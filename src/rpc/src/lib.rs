@@ -8,6 +8,7 @@ mod blobs;
 mod blocking;
 pub mod client;
 mod connection;
+mod cut_off;
 mod directories;
 pub mod limits;
 mod path_info;
@@ -17,10 +18,8 @@ pub mod server;
 mod snix_names;
 mod status;
 mod store_paths;
-mod tree;
 mod upload;
 
 pub use connection::{Origin, Peer, Trust, TrustOf};
 pub use paths::{PathInfos, PathsError};
 pub use server::{Listen, Listeners, ServeError, Services, serve};
-pub use tree::TreeError;

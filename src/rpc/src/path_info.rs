@@ -92,7 +92,7 @@ pub(crate) fn from_message(path_info: message::PathInfo) -> Result<NewPath, Inva
         signatures: signatures.iter().map(signature_from_message).collect::<Result<BTreeSet<_>, _>>()?,
         ca: ca.map(ca_from_message).transpose()?,
     };
-    Ok(NewPath { info, node })
+    Ok(NewPath { info, node, pin: None })
 }
 
 fn base_name(bytes: &[u8]) -> Result<StorePath, InvalidPathInfo> {

@@ -22,7 +22,6 @@ use crate::proto::store as message;
 use crate::proto::store::get_path_info_request::ByWhat;
 use crate::proto::store::path_info_service_server::PathInfoService;
 use crate::status;
-use crate::tree::TreeError;
 
 /// What PathInfoService needs of a store. The methods block.
 pub trait PathInfos: Send + Sync {
@@ -54,9 +53,6 @@ pub enum PathsError {
     /// The store could not list its paths.
     #[error(transparent)]
     View(#[from] ViewError),
-    /// The contents are not in the castore as they are said to be.
-    #[error("the contents are not whole: {0}")]
-    Tree(#[from] TreeError),
 }
 
 /// Serves the path infos of a store.

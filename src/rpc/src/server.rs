@@ -13,7 +13,6 @@ use castore::{BlobService, DirectoryService};
 use nix_compat::signature::PublicKey;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
-use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
@@ -21,6 +20,7 @@ use tower::util::MapRequestLayer;
 
 use crate::blobs::Blobs;
 use crate::connection::{Incoming, TrustOf};
+use crate::cut_off::CutOff;
 use crate::directories::Directories;
 use crate::limits::{
     CONNECTION_WINDOW_BYTES, KEEPALIVE_INTERVAL, MAX_CALLS_PER_CONNECTION, MAX_HEADER_BYTES, MAX_MESSAGE_BYTES,
@@ -146,7 +146,7 @@ impl Listeners {
 
         let (stopping, stopped) = oneshot::channel();
         let serving = Server::builder()
-            .layer(MapRequestLayer::new(snix_names::to_tvix::<Body>))
+            .layer(MapRequestLayer::new(|request| CutOff::watch(snix_names::to_tvix(request))))
             .max_concurrent_streams(MAX_CALLS_PER_CONNECTION)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)

@@ -7,7 +7,6 @@ use store::Error as StoreError;
 use tonic::Status;
 
 use crate::paths::PathsError;
-use crate::tree::TreeError;
 
 /// The digest in a request.
 pub(crate) fn digest(bytes: &[u8]) -> Result<Digest, Status> {
@@ -29,9 +28,11 @@ pub(crate) fn internal(error: impl Display) -> Status {
 pub(crate) fn castore(error: Error) -> Status {
     match error {
         Error::BlobNotFound(_) | Error::DirectoryNotFound(_) => Status::not_found(error.to_string()),
-        Error::NoDirectory | Error::ChildNotFound { .. } | Error::ChildSize { .. } | Error::BlobTooLarge { .. } => {
-            invalid(error)
-        }
+        Error::NoDirectory
+        | Error::ChildNotFound { .. }
+        | Error::ChildSize { .. }
+        | Error::BlobSize { .. }
+        | Error::BlobTooLarge { .. } => invalid(error),
         // The input of a service is the client's stream, and what broke it is reported by whoever read that.
         Error::Input(_) => Status::aborted(error.to_string()),
         error => internal(error),
@@ -41,8 +42,7 @@ pub(crate) fn castore(error: Error) -> Status {
 /// The status for what a store answers about its paths.
 pub(crate) fn paths(error: PathsError) -> Status {
     match error {
-        PathsError::Store(StoreError::Castore(error)) | PathsError::Tree(TreeError::Castore(error)) => castore(error),
-        PathsError::Tree(_) => invalid(error),
+        PathsError::Store(StoreError::Castore(error)) => castore(error),
         PathsError::Store(StoreError::NotValid(_)) => Status::not_found(error.to_string()),
         PathsError::Store(StoreError::Untrusted(_)) => Status::permission_denied(error.to_string()),
         PathsError::Store(

@@ -11,7 +11,6 @@ use store::view::StoreView;
 use store::{Entry, Error, NewPath, Store};
 
 use crate::paths::{PathInfos, PathsError};
-use crate::tree;
 
 impl PathInfos for Store {
     fn store_dir(&self) -> &StoreDir {
@@ -39,20 +38,21 @@ impl PathInfos for Store {
         }
     }
 
-    fn put(&self, path: NewPath) -> Result<(), PathsError> {
-        tree::check(&**self.engine(), &path.node)?;
+    fn put(&self, mut path: NewPath) -> Result<(), PathsError> {
+        let whole = self.engine().hold(&path.node).map_err(Error::from)?;
+        path.pin = Some(whole.into());
         check_contents(self, &path)?;
         Ok(self.register(vec![path])?)
     }
 
     fn calculate_nar(&self, node: &Node) -> Result<NarFacts, PathsError> {
-        tree::check(&**self.engine(), node)?;
+        let _whole = self.engine().hold(node).map_err(Error::from)?;
         Ok(self.nar_facts(node)?)
     }
 }
 
 /// Recomputes what the path info says of the contents.
-fn check_contents(store: &Store, NewPath { info, node }: &NewPath) -> Result<(), Error> {
+fn check_contents(store: &Store, NewPath { info, node, pin: _ }: &NewPath) -> Result<(), Error> {
     let path = || store.store_dir().display(&info.path);
     let nar_algorithm = info.ca.as_ref().filter(|ca| ca.method == Method::Nar).map(|ca| ca.hash.algorithm());
     let mut sink = DigestSink(NarDigest::new(nar_algorithm, None));

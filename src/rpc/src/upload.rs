@@ -6,8 +6,9 @@ use bytes::{Buf as _, Bytes};
 use castore::proto::BlobChunk;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tonic::{Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
+use crate::cut_off::CutOff;
 use crate::limits::{QUEUE_ITEMS, UPLOAD_IDLE};
 
 /// A client that hangs up and one that is done both end the queue; only the second says so first.
@@ -34,8 +35,8 @@ pub(crate) fn upload() -> (UploadWriter, UploadReader) {
 
 impl UploadWriter {
     /// Passes the whole stream on. Returns early, without an error, when the reader is gone: it knows why.
-    pub(crate) async fn pass_on(self, mut stream: Streaming<BlobChunk>) -> Result<(), Status> {
-        while let Some(BlobChunk { data }) = next(&mut stream).await? {
+    pub(crate) async fn pass_on(self, mut messages: Messages<BlobChunk>) -> Result<(), Status> {
+        while let Some(BlobChunk { data }) = messages.next().await? {
             if self.0.send(Piece::Bytes(data)).await.is_err() {
                 return Ok(());
             }
@@ -45,11 +46,25 @@ impl UploadWriter {
     }
 }
 
-/// The next message of an upload, which must not take forever.
-pub(crate) async fn next<T>(stream: &mut Streaming<T>) -> Result<Option<T>, Status> {
-    match timeout(UPLOAD_IDLE, stream.message()).await {
-        Ok(message) => message,
-        Err(_) => Err(Status::deadline_exceeded(format!("nothing was sent for {} s", UPLOAD_IDLE.as_secs()))),
+/// The messages of an upload.
+pub(crate) struct Messages<T> {
+    stream: Streaming<T>,
+    cut_off: CutOff,
+}
+
+impl<T> Messages<T> {
+    pub(crate) fn of(request: Request<Streaming<T>>) -> Messages<T> {
+        let cut_off = request.extensions().get::<CutOff>().cloned().unwrap_or_default();
+        Messages { stream: request.into_inner(), cut_off }
+    }
+
+    /// The next message; `None` where the client ended the upload, and only there.
+    pub(crate) async fn next(&mut self) -> Result<Option<T>, Status> {
+        match timeout(UPLOAD_IDLE, self.stream.message()).await {
+            Ok(Ok(None)) => self.cut_off.check().map(|()| None),
+            Ok(message) => message,
+            Err(_) => Err(Status::deadline_exceeded(format!("nothing was sent for {} s", UPLOAD_IDLE.as_secs()))),
+        }
     }
 }
 
