@@ -1,1 +1,30 @@
 //! The nix-daemon side: sockets, sessions, and the operations of the worker protocol.
+//!
+//! ```text
+//! server ── accepts ──> session (one task per client)
+//!                          │ connection: bytes in, bytes out, hang-up
+//!                          │ ops: what each request does ──> store, build
+//!                          │ payload: a client's stream ──> a worker thread
+//!                          └ events: log and activities ──> the client
+//! ```
+
+mod config;
+mod connection;
+mod error;
+mod events;
+mod listen;
+mod ops;
+mod options;
+mod payload;
+mod peer;
+mod server;
+mod session;
+
+pub use config::{ConfigError, Locations, load_settings};
+pub use connection::ConnectionError;
+pub use error::OpError;
+pub use events::Events;
+pub use listen::{ListenError, bind, passed_by_systemd};
+pub use peer::{Peer, Trust};
+pub use server::{Client, Daemon};
+pub use session::NIX_VERSION;

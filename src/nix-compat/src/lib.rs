@@ -12,6 +12,7 @@
 //! | `fixed:r:sha256:…` | [`content_address`] |
 //! | what is known of a store object, and its signatures | [`path_info`], [`signature`] |
 //! | the archive format | [`nar`] |
+//! | `nix-store --export` | [`export`] |
 //! | `.drv` files, output paths, placeholders | [`derivation`] |
 //! | `nix.conf` | [`conf`] |
 //! | the bytes on the daemon's socket | [`wire`], [`worker`] |
@@ -32,6 +33,7 @@
 pub mod conf;
 pub mod content_address;
 pub mod derivation;
+pub mod export;
 pub mod hash;
 pub mod nar;
 pub mod nixbase32;

@@ -1,0 +1,99 @@
+//! The command line of `castored`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use ::daemon::Locations;
+use clap::{Args, Parser, Subcommand};
+
+use crate::failure::Failure;
+use crate::{daemon, import, stats, status};
+
+/// A drop-in replacement for nix-daemon: a content-addressed, deduplicated, compressed Nix store.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Which store a command is about.
+#[derive(Debug, Args)]
+pub(crate) struct Place {
+    /// Keep everything (store, state, logs, configuration) below this directory instead of in the places the
+    /// NIX_* variables name.
+    #[arg(long, global = true, value_name = "DIR", env = "CASTORED_ROOT")]
+    root: Option<PathBuf>,
+}
+
+impl Place {
+    pub(crate) fn locations(&self) -> Result<Locations, Failure> {
+        Ok(match &self.root {
+            Some(root) => {
+                let root = std::path::absolute(root).map_err(Failure::file("find", root))?;
+                Locations::below(&root)?
+            }
+            None => Locations::from_env(|name| std::env::var_os(name))?,
+        })
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the store: the nix-daemon socket, the mount, and gRPC.
+    Daemon(DaemonArgs),
+    /// Add files or directories to the store and print their store paths.
+    Import(ImportArgs),
+    /// Show what a running daemon is doing.
+    Status(FormatArgs),
+    /// Show how much the store holds and what it takes on disk.
+    Stats(FormatArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DaemonArgs {
+    /// Address for gRPC (loopback only), or "none".
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000")]
+    grpc_listen: String,
+    /// Override a setting of nix.conf.
+    #[arg(long, num_args = 2, value_names = ["NAME", "VALUE"], action = clap::ArgAction::Append)]
+    option: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// What to add.
+    #[arg(required = true, value_name = "PATH")]
+    pub(crate) paths: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FormatArgs {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl Cli {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        let locations = self.place.locations()?;
+        match self.command {
+            Command::Daemon(args) => {
+                let grpc = match args.grpc_listen.as_str() {
+                    "none" => None,
+                    address => Some(address.parse::<SocketAddr>().map_err(|e| {
+                        Failure::Usage(format!("--grpc-listen: '{address}' is no address with a port: {e}"))
+                    })?),
+                };
+                let overrides = args.option.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect();
+                daemon::run(daemon::Options { locations, grpc, overrides })
+            }
+            Command::Import(args) => import::run(&locations, &args.paths),
+            Command::Status(args) => status::run(&locations, args.json),
+            Command::Stats(args) => stats::run(&locations, args.json),
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! `castored daemon`: opening the store, mounting it, and serving until told to stop.
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use ::daemon::{Daemon, Locations, Trust};
+use build::{BuildConfig, NoSubstituter, Scheduler};
+use mount::Mount;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix_compat::conf::Settings;
+use store::{Config, Store};
+use tokio::net::unix::UCred;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::failure::Failure;
+use crate::{state, status};
+
+/// Worker threads for what reads the disk or hashes. Idle ones end.
+const BLOCKING_THREADS: usize = 256;
+/// What is logged unless `CASTORED_LOG` says otherwise. The database below has nothing to tell an administrator.
+const DEFAULT_LOG: &str = "info,fjall=warn,lsm_tree=warn";
+
+/// How the daemon was started.
+pub(crate) struct Options {
+    pub(crate) locations: Locations,
+    /// Where gRPC listens on TCP, if at all.
+    pub(crate) grpc: Option<SocketAddr>,
+    /// Settings from the command line.
+    pub(crate) overrides: Vec<(String, String)>,
+}
+
+pub(crate) fn run(options: Options) -> Result<ExitCode, Failure> {
+    start_logging();
+    let Options { locations, grpc, overrides } = options;
+    let nix_config = std::env::var("NIX_CONFIG").ok();
+    let processors = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let (settings, warnings) =
+        ::daemon::load_settings(&locations.conf_dir, nix_config.as_deref(), &overrides, processors)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    if let Ok(remote) = std::env::var("NIX_REMOTE") {
+        tracing::warn!(remote, "ignoring NIX_REMOTE: a daemon is not its own client");
+    }
+    raise_descriptor_limit();
+
+    state::prepare(&locations)?;
+    let store = Store::open(Config::new(locations.store_dir.clone(), &locations.state_dir))?;
+    let store_dir = PathBuf::from(locations.store_dir.as_str());
+    state::check_store_dir(&store_dir)?;
+    let mount = Mount::new(store.clone(), &store_dir, mount::Options::default())?;
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .map_err(|source| Failure::Process { action: "start the runtime", source })?;
+    let served = runtime.block_on(serve(store.clone(), settings, locations, grpc, store_dir));
+    // Sessions and builds that are still running end here.
+    drop(runtime);
+    mount.unmount()?;
+    store.sync()?;
+    served.map(|()| ExitCode::SUCCESS)
+}
+
+async fn serve(
+    store: Arc<Store>,
+    settings: Settings,
+    locations: Locations,
+    grpc: Option<SocketAddr>,
+    store_mount: PathBuf,
+) -> Result<(), Failure> {
+    let config = build_config(&locations, &settings, store_mount)?;
+    let scheduler = Scheduler::new(store.clone(), config, Box::new(NoSubstituter));
+    let listeners = rpc::Listeners::bind(&rpc::Listen { tcp: grpc, unix: Some(grpc_socket(&locations.state_dir)) })?;
+    let grpc_address = listeners.tcp_address();
+    let services = rpc_services(&store, &settings)?;
+    let daemon = Daemon::new(store.clone(), scheduler.clone(), settings, locations.clone())?;
+    let status = status::Source { daemon: daemon.clone(), scheduler, store };
+    let answering = status::listen(&locations.state_dir)?;
+    let (listener, own_socket) = match ::daemon::passed_by_systemd()? {
+        Some(listener) => (listener, None),
+        None => (::daemon::bind(&locations.socket)?, Some(locations.socket.clone())),
+    };
+
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let wait = |mut stopped: tokio::sync::watch::Receiver<bool>| async move {
+        // An error means that the sender is gone, which is a stop as well.
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+    };
+    let grpc_server = tokio::spawn(listeners.serve(services, wait(stopped.clone())));
+    tokio::spawn(status::answer(answering, status));
+    tokio::spawn(async move {
+        terminated().await;
+        let _ = stop.send(true);
+    });
+
+    tracing::info!(
+        socket = %locations.socket.display(),
+        store = %locations.store_dir.as_str(),
+        grpc = grpc_address.map_or_else(|| "none".to_owned(), |address| address.to_string()),
+        "castored {} is ready", env!("CARGO_PKG_VERSION"),
+    );
+    // Without a service manager there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+
+    daemon.run(listener, wait(stopped)).await;
+    tracing::info!("stopping");
+    if let Some(socket) = own_socket {
+        let _ = std::fs::remove_file(socket);
+    }
+    match grpc_server.await {
+        Ok(result) => Ok(result?),
+        Err(error) => Err(Failure::Process { action: "serve gRPC", source: std::io::Error::other(error) }),
+    }
+}
+
+fn build_config(locations: &Locations, settings: &Settings, store_mount: PathBuf) -> Result<BuildConfig, Failure> {
+    let helper_exe =
+        std::env::current_exe().map_err(|source| Failure::Process { action: "find castored's executable", source })?;
+    let jobs = usize::try_from(settings.max_jobs).unwrap_or(usize::MAX);
+    Ok(BuildConfig::new(&locations.state_dir, locations.log_dir.clone(), store_mount, helper_exe, jobs))
+}
+
+/// gRPC for processes of this machine, where the kernel says who they are.
+pub(crate) fn grpc_socket(state_dir: &Path) -> PathBuf {
+    state_dir.join("daemon-socket/grpc")
+}
+
+fn rpc_services(store: &Arc<Store>, settings: &Settings) -> Result<rpc::Services, Failure> {
+    let trusted_keys = settings.public_keys()?;
+    let settings = settings.clone();
+    Ok(rpc::Services {
+        blobs: store.engine().clone(),
+        directories: store.engine().clone(),
+        paths: store.clone(),
+        trusted_keys,
+        trust_of: Arc::new(move |peer: UCred| {
+            let peer = ::daemon::Peer::from_ids(peer.pid().unwrap_or_default(), peer.uid(), peer.gid());
+            match peer.trust(&settings) {
+                Some(Trust::Trusted) => rpc::Trust::Trusted,
+                _ => rpc::Trust::Untrusted,
+            }
+        }),
+    })
+}
+
+/// Logs to standard error: plain where a service manager reads it, coloured on a terminal.
+fn start_logging() {
+    let filter = EnvFilter::try_from_env("CASTORED_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .with_env_filter(filter)
+        .init();
+}
+
+/// Each client takes a descriptor, and each build a few.
+fn raise_descriptor_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+async fn terminated() {
+    let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    match (terminate, interrupt) {
+        (Ok(mut terminate), Ok(mut interrupt)) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        }
+        _ => {
+            tracing::error!("cannot wait for signals; stop castored with SIGKILL");
+            std::future::pending::<()>().await;
+        }
+    }
+}

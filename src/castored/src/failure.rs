@@ -1,0 +1,48 @@
+//! Why a command failed, as its user is told.
+
+use std::path::PathBuf;
+
+/// A command could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error(transparent)]
+    Config(#[from] ::daemon::ConfigError),
+    #[error(transparent)]
+    Listen(#[from] ::daemon::ListenError),
+    #[error("trusted-public-keys: {0}")]
+    Keys(#[from] nix_compat::signature::Error),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Mount(#[from] mount::MountError),
+    #[error(transparent)]
+    Rpc(#[from] rpc::ServeError),
+    #[error("cannot {action} '{}': {source}", path.display())]
+    File { action: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("cannot {action}: {source}")]
+    Process { action: &'static str, source: std::io::Error },
+    #[error(
+        "'{}' is the database of a stock Nix store; castored keeps its own and will not hide that one. \
+         Choose another state directory (NIX_STATE_DIR or --root)", .0.display()
+    )]
+    StockDatabase(PathBuf),
+    #[error(
+        "the store directory '{}' is not empty; castored mounts its store there and will not hide what it holds", .0.display()
+    )]
+    StoreDirInUse(PathBuf),
+    #[error("no daemon listens on '{}': {source}; start one with `castored daemon`", path.display())]
+    NoDaemon { path: PathBuf, source: std::io::Error },
+    #[error("the daemon's connection broke off: {0}")]
+    Protocol(String),
+    #[error("the daemon answers: {0}")]
+    Refused(String),
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl Failure {
+    pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { action, path, source }
+    }
+}

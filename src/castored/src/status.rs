@@ -1,0 +1,160 @@
+//! `castored status`: what a running daemon is doing, as it tells itself on a socket of its own.
+//!
+//! One connection, one JSON document. The socket lies in castored's own directory, which only the daemon's user
+//! may enter: it shows what everybody builds.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ::daemon::{Daemon, Locations};
+use build::Scheduler;
+use serde::{Deserialize, Serialize};
+use store::Store;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixListener;
+
+use crate::failure::Failure;
+use crate::stats::Stats;
+
+/// The longest status read, in bytes.
+const MAX_STATUS: u64 = 64 << 20;
+
+/// What the daemon tells.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) version: String,
+    pub(crate) pid: u32,
+    pub(crate) store_dir: String,
+    pub(crate) clients: Vec<ClientStatus>,
+    pub(crate) builds: Vec<BuildStatus>,
+    pub(crate) stats: Stats,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ClientStatus {
+    pub(crate) user: String,
+    pub(crate) pid: i32,
+    /// Seconds since it connected.
+    pub(crate) seconds: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct BuildStatus {
+    pub(crate) derivation: String,
+    /// Requests and other builds that want it.
+    pub(crate) interests: usize,
+    /// Derivations it waits for.
+    pub(crate) waits_for: Vec<String>,
+    /// What the builder says it is doing.
+    pub(crate) phase: Option<String>,
+    /// Seconds since its builder started; none while it waits.
+    pub(crate) seconds: Option<u64>,
+}
+
+/// Where the daemon's status comes from.
+pub(crate) struct Source {
+    pub(crate) daemon: Arc<Daemon>,
+    pub(crate) scheduler: Arc<Scheduler>,
+    pub(crate) store: Arc<Store>,
+}
+
+fn socket(state_dir: &Path) -> PathBuf {
+    state_dir.join("castored/status.socket")
+}
+
+pub(crate) fn listen(state_dir: &Path) -> Result<UnixListener, Failure> {
+    let path = socket(state_dir);
+    // The state directory is locked by now: whatever is there is a dead daemon's.
+    let _ = std::fs::remove_file(&path);
+    UnixListener::bind(&path).map_err(Failure::file("listen on", path))
+}
+
+/// Answers everybody who connects.
+pub(crate) async fn answer(listener: UnixListener, source: Source) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        match source.status() {
+            Ok(status) => {
+                let text = serde_json::to_vec(&status).unwrap_or_default();
+                // A reader that leaves early has only itself to tell.
+                let _ = stream.write_all(&text).await;
+            }
+            Err(error) => tracing::error!(%error, "cannot tell the status"),
+        }
+    }
+}
+
+impl Source {
+    fn status(&self) -> Result<Status, Failure> {
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            store_dir: self.store.store_dir().as_str().to_owned(),
+            clients: self
+                .daemon
+                .clients()
+                .into_iter()
+                .map(|client| ClientStatus {
+                    user: client.peer.user,
+                    pid: client.peer.pid,
+                    seconds: client.since.elapsed().unwrap_or_default().as_secs(),
+                })
+                .collect(),
+            builds: self
+                .scheduler
+                .status()
+                .into_iter()
+                .map(|build| BuildStatus {
+                    derivation: self.store.store_dir().display(&build.drv),
+                    interests: build.interests,
+                    waits_for: build.waits_for.iter().map(|drv| self.store.store_dir().display(drv)).collect(),
+                    phase: build.phase,
+                    seconds: build.started.map(|started| now().saturating_sub(started)),
+                })
+                .collect(),
+            stats: Stats::of(&self.store)?,
+        })
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
+}
+
+/// Asks the daemon of a state directory.
+pub(crate) fn ask(state_dir: &Path) -> Result<Status, Failure> {
+    let path = socket(state_dir);
+    let stream = UnixStream::connect(&path).map_err(|source| Failure::NoDaemon { path: path.clone(), source })?;
+    let mut text = Vec::new();
+    stream.take(MAX_STATUS).read_to_end(&mut text).map_err(Failure::file("read from", &path))?;
+    serde_json::from_slice(&text).map_err(|e| Failure::Protocol(format!("its status cannot be read: {e}")))
+}
+
+pub(crate) fn run(locations: &Locations, json: bool) -> Result<ExitCode, Failure> {
+    let status = ask(&locations.state_dir)?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&status).unwrap_or_default());
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("castored {} (process {}), store {}", status.version, status.pid, status.store_dir);
+    println!("\n{} clients", status.clients.len());
+    for client in &status.clients {
+        println!("  {:<12} process {:<8} for {} s", client.user, client.pid, client.seconds);
+    }
+    println!("\n{} builds", status.builds.len());
+    for build in &status.builds {
+        match build.seconds {
+            Some(seconds) => {
+                println!("  {}  {}, {seconds} s", build.derivation, build.phase.as_deref().unwrap_or("building"));
+            }
+            None if build.waits_for.is_empty() => println!("  {}  waits for its turn", build.derivation),
+            None => println!("  {}  waits for {}", build.derivation, build.waits_for.join(", ")),
+        }
+    }
+    println!();
+    status.stats.print();
+    Ok(ExitCode::SUCCESS)
+}

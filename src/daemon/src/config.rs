@@ -1,0 +1,178 @@
+//! Where things are and what is configured: the NIX_* variables and nix.conf, as stock reads them.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use nix_compat::conf::{self, Settings};
+use nix_compat::store_path::StoreDir;
+
+/// The default locations of a Nix installation.
+const STORE_DIR: &str = "/nix/store";
+const STATE_DIR: &str = "/nix/var/nix";
+const LOG_DIR: &str = "/nix/var/log/nix";
+const CONF_DIR: &str = "/etc/nix";
+
+/// Configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The store directory is not an absolute, canonical path.
+    #[error("the store directory '{0}' is not usable: {1}")]
+    StoreDir(String, String),
+    /// nix.conf, a file it includes, or NIX_CONFIG.
+    #[error("{0}")]
+    Conf(#[from] conf::Error),
+    /// A configuration file that exists cannot be read.
+    #[error("cannot read '{}': {source}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Where a daemon keeps things.
+#[derive(Clone, Debug)]
+pub struct Locations {
+    /// `NIX_STORE_DIR`: what store paths begin with, and where the mount is.
+    pub store_dir: StoreDir,
+    /// `NIX_STATE_DIR`.
+    pub state_dir: PathBuf,
+    /// `NIX_LOG_DIR`.
+    pub log_dir: PathBuf,
+    /// `NIX_CONF_DIR`.
+    pub conf_dir: PathBuf,
+    /// `NIX_DAEMON_SOCKET_PATH`, or `<state>/daemon-socket/socket`.
+    pub socket: PathBuf,
+}
+
+impl Locations {
+    /// Reads the variables through `var`, so that tests need not change the process's environment.
+    ///
+    /// # Errors
+    /// [`ConfigError::StoreDir`].
+    pub fn from_env(var: impl Fn(&str) -> Option<OsString>) -> Result<Self, ConfigError> {
+        let path = |name: &str, default: &str| var(name).map_or_else(|| PathBuf::from(default), PathBuf::from);
+        let store_dir = path("NIX_STORE_DIR", STORE_DIR);
+        let state_dir = path("NIX_STATE_DIR", STATE_DIR);
+        Self::new(
+            &store_dir,
+            path("NIX_LOG_DIR", LOG_DIR),
+            path("NIX_CONF_DIR", CONF_DIR),
+            var("NIX_DAEMON_SOCKET_PATH").map(PathBuf::from),
+            state_dir,
+        )
+    }
+
+    /// Everything below one directory, as an ordinary user runs it from a checkout.
+    ///
+    /// # Errors
+    /// [`ConfigError::StoreDir`].
+    pub fn below(root: &Path) -> Result<Self, ConfigError> {
+        let state_dir = root.join("var/nix");
+        Self::new(&root.join("store"), root.join("var/log/nix"), root.join("etc/nix"), None, state_dir)
+    }
+
+    fn new(
+        store_dir: &Path,
+        log_dir: PathBuf,
+        conf_dir: PathBuf,
+        socket: Option<PathBuf>,
+        state_dir: PathBuf,
+    ) -> Result<Self, ConfigError> {
+        let text = store_dir.to_string_lossy().into_owned();
+        let store_dir = StoreDir::new(&text).map_err(|e| ConfigError::StoreDir(text, e.to_string()))?;
+        let socket = socket.unwrap_or_else(|| state_dir.join("daemon-socket/socket"));
+        Ok(Self { store_dir, state_dir, log_dir, conf_dir, socket })
+    }
+}
+
+/// Reads nix.conf in `conf_dir` with what it includes, then the text of `NIX_CONFIG`, then single overrides
+/// from the command line. Gives warnings about what is not understood beside the settings.
+///
+/// # Errors
+/// When a file is there but cannot be read, or does not parse.
+pub fn load_settings(
+    conf_dir: &Path,
+    nix_config: Option<&str>,
+    overrides: &[(String, String)],
+    processors: u64,
+) -> Result<(Settings, Vec<String>), ConfigError> {
+    let mut settings = Settings::new(processors);
+    let mut warnings = Vec::new();
+    let mut lines = Vec::new();
+    let file = conf_dir.join("nix.conf");
+    if let Some(text) = read_if_there(&file)? {
+        lines.extend(parse(&text, &file)?);
+    }
+    if let Some(text) = nix_config {
+        lines.extend(parse(text, Path::new("NIX_CONFIG"))?);
+    }
+    lines.extend_from_slice(overrides);
+    let mut last = HashMap::new();
+    for (name, value) in &lines {
+        last.insert(name.as_str(), value.as_str());
+        match settings.set(name, value) {
+            Ok(_) => {}
+            Err(error) => warnings.push(error.to_string()),
+        }
+    }
+    if last.get("store").is_some_and(|store| matches!(*store, "daemon" | "auto") || store.starts_with("unix://")) {
+        warnings.push("ignoring the setting 'store': a daemon that connects to itself never ends".into());
+    }
+    Ok((settings, warnings))
+}
+
+fn parse(text: &str, origin: &Path) -> Result<Vec<(String, String)>, ConfigError> {
+    let dir = origin.parent().unwrap_or(Path::new("/")).to_owned();
+    let mut include = |path: &str, optional: bool| -> Result<Option<String>, String> {
+        let path = dir.join(path);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && optional => Ok(None),
+            Err(e) => Err(e.to_string()),
+        }
+    };
+    Ok(conf::parse(text, &origin.display().to_string(), &mut include)?)
+}
+
+fn read_if_there(path: &Path) -> Result<Option<String>, ConfigError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ConfigError::Read { path: path.to_owned(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_variables_are_honoured() {
+        let vars = HashMap::from([("NIX_STORE_DIR", "/x/store"), ("NIX_STATE_DIR", "/x/state")]);
+        let at = Locations::from_env(|name| vars.get(name).map(OsString::from)).unwrap();
+        assert_eq!(at.store_dir.as_str(), "/x/store");
+        assert_eq!(at.socket, Path::new("/x/state/daemon-socket/socket"));
+        assert_eq!(at.log_dir, Path::new(LOG_DIR));
+    }
+
+    #[test]
+    fn includes_are_read_beside_the_file_and_nix_config_comes_last() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("nix.conf"), "cores = 2\ninclude more.conf\n!include missing.conf\n").unwrap();
+        std::fs::write(dir.path().join("more.conf"), "trusted-users = root alice\ncores = 3\n").unwrap();
+        let (settings, warnings) = load_settings(dir.path(), Some("cores = 4"), &[], 1).unwrap();
+        assert_eq!(settings.trusted_users, ["root", "alice"]);
+        assert_eq!(settings.cores, 4);
+        assert!(warnings.is_empty(), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_store_that_would_be_this_daemon_is_warned_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, warnings) = load_settings(dir.path(), Some("store = daemon"), &[], 1).unwrap();
+        assert_eq!(warnings.len(), 1);
+    }
+}

@@ -1,0 +1,192 @@
+//! The two directions of a client's socket.
+//!
+//! Both are safe to abandon in the middle of a wait: what was received or is still to be sent stays in the
+//! buffers here. So one task can do the work of a request and write its log at the same time.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix_compat::wire::{Invalid, ReadError, Reader, Writer};
+use nix_compat::worker::stderr::Message;
+use nix_compat::worker::{MAX_REQUEST, Protocol, Request};
+use tokio::net::UnixStream;
+
+/// Bytes received at a time while nothing larger is known to come.
+const SMALL_READ: usize = 8 * 1024;
+/// Bytes received at a time within a large message or a payload.
+pub(crate) const LARGE_READ: usize = 256 * 1024;
+/// How often a client is looked after while its request runs. A build dies at most this late after its client.
+const HANGUP_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The connection cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// The client is gone, or its stream broke off in the middle of something.
+    #[error("the client disconnected")]
+    Disconnected,
+    /// The socket failed.
+    #[error("cannot {action} the client: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// What the client sent is not the protocol; where the next request begins cannot be known.
+    #[error("{0}")]
+    Invalid(#[from] Invalid),
+    /// A request is larger than any that makes sense.
+    #[error("the request is larger than {MAX_REQUEST} bytes")]
+    TooLarge,
+}
+
+/// What the client sends.
+#[derive(Debug)]
+pub(crate) struct Input {
+    stream: Arc<UnixStream>,
+    buffer: BytesMut,
+}
+
+impl Input {
+    /// The receiving direction of `stream`.
+    pub(crate) fn new(stream: Arc<UnixStream>) -> Self {
+        Self { stream, buffer: BytesMut::new() }
+    }
+
+    /// What has been received and not been used yet.
+    pub(crate) fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.buffer
+    }
+
+    /// Waits for more bytes; false at the end of the stream.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub(crate) async fn fill(&mut self, room: usize) -> Result<bool, ConnectionError> {
+        loop {
+            let failed = |source| ConnectionError::Io { action: "receive from", source };
+            // Nothing is allocated for a client that is silent.
+            self.stream.readable().await.map_err(failed)?;
+            self.buffer.reserve(room);
+            match self.stream.try_read_buf(&mut self.buffer) {
+                Ok(n) => return Ok(n > 0),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(false),
+                Err(e) => return Err(failed(e)),
+            }
+        }
+    }
+
+    /// Waits until `decode` succeeds on what has been received, and takes what it used.
+    ///
+    /// # Errors
+    /// [`ConnectionError::Disconnected`] when the stream ends before.
+    pub(crate) async fn decode<T>(
+        &mut self,
+        mut decode: impl FnMut(&mut Reader<'_>) -> Result<T, ReadError>,
+    ) -> Result<T, ConnectionError> {
+        loop {
+            let mut reader = Reader::new(&self.buffer);
+            let needed = match decode(&mut reader) {
+                Ok(value) => {
+                    let used = reader.position();
+                    self.buffer.advance(used);
+                    return Ok(value);
+                }
+                Err(ReadError::Invalid(invalid)) => return Err(invalid.into()),
+                Err(ReadError::Incomplete { needed }) => needed,
+            };
+            if needed > MAX_REQUEST {
+                return Err(ConnectionError::TooLarge);
+            }
+            while self.buffer.len() < needed {
+                // The buffer grows by what arrives, not by what was announced.
+                let missing = needed - self.buffer.len();
+                if !self.fill(missing.clamp(SMALL_READ, LARGE_READ)).await? {
+                    return Err(ConnectionError::Disconnected);
+                }
+            }
+        }
+    }
+
+    /// The next request; `None` when the client is done.
+    ///
+    /// # Errors
+    /// When what comes is no request, or breaks off.
+    pub(crate) async fn request(&mut self, protocol: &Protocol) -> Result<Option<Request>, ConnectionError> {
+        if self.buffer.is_empty() {
+            // An idle connection keeps no buffer.
+            self.buffer = BytesMut::new();
+            if !self.fill(SMALL_READ).await? {
+                return Ok(None);
+            }
+        }
+        self.decode(|reader| Request::decode(reader, protocol)).await.map(Some)
+    }
+}
+
+/// What is sent to the client.
+#[derive(Debug)]
+pub(crate) struct Output {
+    stream: Arc<UnixStream>,
+    pending: BytesMut,
+}
+
+impl Output {
+    /// The sending direction of `stream`.
+    pub(crate) fn new(stream: Arc<UnixStream>) -> Self {
+        Self { stream, pending: BytesMut::new() }
+    }
+
+    /// Queues bytes to be sent.
+    pub(crate) fn queue(&mut self, bytes: &[u8]) {
+        self.pending.extend_from_slice(bytes);
+    }
+
+    /// Queues messages to be sent.
+    pub(crate) fn queue_messages(&mut self, protocol: &Protocol, messages: &[Message]) {
+        let mut writer = Writer::new();
+        for message in messages {
+            message.encode(protocol, &mut writer);
+        }
+        self.queue(writer.as_bytes());
+    }
+
+    /// Sends everything queued.
+    ///
+    /// # Errors
+    /// When the client is gone or the socket fails.
+    pub(crate) async fn flush(&mut self) -> Result<(), ConnectionError> {
+        let failed = |source| ConnectionError::Io { action: "send to", source };
+        while !self.pending.is_empty() {
+            match self.stream.try_write(&self.pending) {
+                Ok(n) => self.pending.advance(n),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.stream.writable().await.map_err(failed)?,
+                Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                    return Err(ConnectionError::Disconnected);
+                }
+                Err(e) => return Err(failed(e)),
+            }
+        }
+        self.pending = BytesMut::new();
+        Ok(())
+    }
+}
+
+/// Waits until the client is gone altogether. One that has only finished writing still wants its answer, so
+/// this asks for a hang-up, not for the end of the stream.
+pub(crate) async fn hung_up(stream: &UnixStream) {
+    loop {
+        tokio::time::sleep(HANGUP_INTERVAL).await;
+        let mut fds = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+        if poll(&mut fds, PollTimeout::ZERO).is_ok()
+            && fds[0].revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
+        {
+            return;
+        }
+    }
+}

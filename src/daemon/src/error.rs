@@ -1,0 +1,72 @@
+//! What a request can fail with, and what that means for its connection.
+
+use nix_compat::worker::stderr::{ErrorMessage, GENERAL_FAILURE};
+
+use crate::connection::ConnectionError;
+
+/// A request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum OpError {
+    /// The client is told and may go on.
+    #[error("{message}")]
+    Refused {
+        /// The text.
+        message: String,
+        /// The exit status that clients below 1.26 are given.
+        status: u64,
+    },
+    /// The client is told, and the connection ends: where its next request begins cannot be known.
+    #[error("{0}")]
+    Fatal(String),
+    /// Nobody is there to be told.
+    #[error(transparent)]
+    Connection(ConnectionError),
+}
+
+impl OpError {
+    /// A refusal with the general exit status.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self::Refused { message: message.into(), status: GENERAL_FAILURE }
+    }
+
+    /// A failure after which the stream is out of step.
+    pub fn fatal(message: impl Into<String>) -> Self {
+        Self::Fatal(message.into())
+    }
+
+    /// Something that must not happen did.
+    pub fn internal(message: impl Into<String>) -> Self {
+        let message = message.into();
+        tracing::error!(message, "internal error");
+        Self::new(format!("internal error of castored: {message}"))
+    }
+
+    /// What the client is told.
+    pub fn message(&self) -> ErrorMessage {
+        let mut message = ErrorMessage::new(self.to_string());
+        if let Self::Refused { status, .. } = self {
+            message.status = *status;
+        }
+        message
+    }
+
+    /// Whether the connection ends with it.
+    pub fn is_fatal(&self) -> bool {
+        !matches!(self, Self::Refused { .. })
+    }
+}
+
+impl From<ConnectionError> for OpError {
+    fn from(error: ConnectionError) -> Self {
+        match error {
+            ConnectionError::Invalid(_) | ConnectionError::TooLarge => Self::Fatal(error.to_string()),
+            ConnectionError::Disconnected | ConnectionError::Io { .. } => Self::Connection(error),
+        }
+    }
+}
+
+impl From<store::Error> for OpError {
+    fn from(error: store::Error) -> Self {
+        Self::new(error.to_string())
+    }
+}

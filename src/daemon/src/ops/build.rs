@@ -1,0 +1,93 @@
+//! Building. The work is the scheduler's; here its results become what the protocol wants.
+
+use nix_compat::derivation::{BasicDerivation, Output};
+use nix_compat::store_path::StorePath;
+use nix_compat::worker::stderr::Verbosity;
+use nix_compat::worker::{BuildMode, BuildResult, DerivedPath, Response};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::error::OpError;
+use crate::session::Session;
+
+/// A repair replaces what others rely on.
+fn check_mode(session: &Session, mode: BuildMode) -> Result<(), OpError> {
+    if mode == BuildMode::Repair && !session.is_trusted() {
+        return Err(OpError::fatal("repairing is not allowed because you are not in 'trusted-users'"));
+    }
+    Ok(())
+}
+
+fn client(session: &Session) -> ::build::Client {
+    // Giving up is dropping the work, so nothing needs to be cancelled by name.
+    let cancel = CancellationToken::new();
+    ::build::Client { events: session.events.clone(), temp_roots: session.temp_roots.clone(), cancel }
+}
+
+async fn realise(session: &Session, paths: Vec<DerivedPath>, mode: BuildMode) -> Vec<(DerivedPath, BuildResult)> {
+    let scheduler = &session.daemon.scheduler;
+    scheduler.realise(paths, mode, session.settings.clone(), client(session)).await
+}
+
+/// BuildPaths: the first failure is the answer.
+pub(super) async fn paths(session: &Session, paths: Vec<DerivedPath>, mode: BuildMode) -> Result<Response, OpError> {
+    check_mode(session, mode)?;
+    let results = realise(session, paths, mode).await;
+    all_succeeded(session, &results)
+}
+
+/// The answer of an operation that fails with its builds.
+fn all_succeeded(session: &Session, results: &[(DerivedPath, BuildResult)]) -> Result<Response, OpError> {
+    match ::build::request_error(session.store().store_dir(), results) {
+        None => Ok(Response::One),
+        Some((texts, error)) => {
+            for text in texts {
+                session.events.log(Verbosity::Error, format!("error: {text}"));
+            }
+            let message = String::from_utf8_lossy(&error.message).into_owned();
+            Err(OpError::Refused { message, status: error.status })
+        }
+    }
+}
+
+/// BuildPathsWithResults: failures are results.
+pub(super) async fn paths_with_results(
+    session: &Session,
+    paths: Vec<DerivedPath>,
+    mode: BuildMode,
+) -> Result<Response, OpError> {
+    check_mode(session, mode)?;
+    Ok(Response::KeyedBuildResults(realise(session, paths, mode).await))
+}
+
+/// EnsurePath.
+pub(super) async fn ensure(session: &Session, path: StorePath) -> Result<Response, OpError> {
+    session.temp_roots.add(&path);
+    let results = realise(session, vec![DerivedPath::Opaque(path)], BuildMode::Normal).await;
+    all_succeeded(session, &results)
+}
+
+/// BuildDerivation.
+pub(super) async fn derivation(
+    session: &Session,
+    drv_path: StorePath,
+    derivation: BasicDerivation,
+    mode: BuildMode,
+) -> Result<Response, OpError> {
+    // An untrusted client names the outputs of an input-addressed derivation as it likes; nothing ties them to
+    // what is built. Content-addressed outputs are what they are.
+    let content_addressed = derivation.outputs.values().all(|output| matches!(output, Output::Fixed { .. }));
+    if !session.is_trusted() && !content_addressed {
+        return Err(OpError::new("you are not privileged to build input-addressed derivations"));
+    }
+    let scheduler = &session.daemon.scheduler;
+    let result =
+        scheduler.build_derivation(drv_path, derivation, mode, session.settings.clone(), client(session)).await;
+    Ok(Response::BuildResult(result))
+}
+
+/// QueryMissing.
+pub(super) async fn missing(session: &Session, paths: Vec<DerivedPath>) -> Result<Response, OpError> {
+    let missing = session.daemon.scheduler.query_missing(paths).await;
+    missing.map(Response::Missing).map_err(|e| OpError::new(e.to_string()))
+}

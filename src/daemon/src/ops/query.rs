@@ -1,0 +1,93 @@
+//! Questions about paths. Those answered from the index alone are answered in place.
+
+use std::collections::BTreeSet;
+
+use nix_compat::nixbase32;
+use nix_compat::store_path::StorePath;
+use nix_compat::worker::Response;
+use store::derivations::output_paths;
+
+use crate::error::OpError;
+use crate::session::Session;
+
+/// Characters of a hash part.
+const HASH_PART: usize = 32;
+
+pub(super) fn path_hash(session: &Session, path: &StorePath) -> Result<Response, OpError> {
+    Ok(Response::NarHash(session.store().valid_entry(path)?.info.nar_hash))
+}
+
+pub(super) fn references(session: &Session, path: &StorePath) -> Result<Response, OpError> {
+    Ok(Response::Paths(session.store().valid_entry(path)?.info.references))
+}
+
+pub(super) fn deriver(session: &Session, path: &StorePath) -> Result<Response, OpError> {
+    Ok(Response::Path(session.store().valid_entry(path)?.info.deriver))
+}
+
+pub(super) fn valid_derivers(session: &Session, path: &StorePath) -> Result<Response, OpError> {
+    Ok(Response::Paths(session.store().valid_derivers(path)?.into_keys().collect()))
+}
+
+pub(super) async fn derivation_outputs(session: &Session, path: StorePath) -> Result<Response, OpError> {
+    session
+        .blocking(move |store| {
+            let outputs = output_paths(&store.derivation(&path)?.basic);
+            Ok(Response::Paths(outputs.into_values().collect()))
+        })
+        .await
+}
+
+pub(super) async fn derivation_output_names(session: &Session, path: StorePath) -> Result<Response, OpError> {
+    session
+        .blocking(move |store| {
+            let derivation = store.derivation(&path)?;
+            Ok(Response::Strings(derivation.basic.outputs.keys().cloned().collect()))
+        })
+        .await
+}
+
+pub(super) async fn derivation_output_map(session: &Session, path: StorePath) -> Result<Response, OpError> {
+    session
+        .blocking(move |store| {
+            let derivation = store.derivation(&path)?;
+            let paths = output_paths(&derivation.basic);
+            let names = derivation.basic.outputs.keys();
+            Ok(Response::OutputMap(names.map(|name| (name.clone(), paths.get(name).cloned())).collect()))
+        })
+        .await
+}
+
+pub(super) fn path_from_hash_part(session: &Session, hash_part: &str) -> Result<Response, OpError> {
+    let digest: Option<[u8; 20]> = (hash_part.len() == HASH_PART)
+        .then(|| nixbase32::decode(hash_part).ok())
+        .flatten()
+        .and_then(|digest| digest.try_into().ok());
+    match digest {
+        Some(digest) => Ok(Response::Path(session.store().path_from_hash_part(&digest)?)),
+        None => Err(OpError::new("invalid hash part")),
+    }
+}
+
+pub(super) async fn all_valid_paths(session: &Session) -> Result<Response, OpError> {
+    session.blocking(|store| Ok(Response::Paths(store.all_valid_paths()?))).await
+}
+
+pub(super) async fn valid_paths(
+    session: &Session,
+    paths: BTreeSet<StorePath>,
+    // Nothing can be substituted yet.
+    _substitute: bool,
+) -> Result<Response, OpError> {
+    session
+        .blocking(move |store| {
+            let mut valid = BTreeSet::new();
+            for path in paths {
+                if store.is_valid(&path)? {
+                    valid.insert(path);
+                }
+            }
+            Ok(Response::Paths(valid))
+        })
+        .await
+}
