@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use castore::Node;
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
-use nix::sys::stat::fstatat;
+use nix::sys::stat::{SFlag, fstatat};
 use nix_compat::content_address::{ContentAddress, Method};
 use nix_compat::derivation::{BasicDerivation, Output, OutputName};
 use nix_compat::hash::Hash;
@@ -72,7 +72,14 @@ impl Finished<'_> {
     /// Brings one output into the castore.
     fn take(&self, name: &OutputName, path: &StorePath) -> Result<NewPath, Failure> {
         let base_name = Path::new(path.base_name());
-        match fstatat(&self.room.scratch, base_name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        let stat = match fstatat(&self.room.scratch, base_name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            // What an overlay hides from the builder; see `place`.
+            Ok(stat) if stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFCHR.bits() && stat.st_rdev == 0 => {
+                Err(Errno::ENOENT)
+            }
+            other => other.map(|_| ()),
+        };
+        match stat {
             Err(Errno::ENOENT) => {
                 let text = format!(
                     "builder for '{}' failed to produce output path for output '{name}' at \"{}\"",
@@ -82,7 +89,7 @@ impl Finished<'_> {
                 return Err(Failure::new(BuildStatus::PermanentFailure, text));
             }
             Err(errno) => return Err(Failure::misc(format!("cannot stat output '{}': {errno}", self.display(path)))),
-            Ok(_) => {}
+            Ok(()) => {}
         }
         let ca = match self.drv.outputs.get(name) {
             Some(Output::Fixed { ca, .. }) => Some(ca),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use nix::sys::stat::{Mode, SFlag, mknod};
 use nix_compat::conf::Sandbox;
 use nix_compat::store_path::StorePath;
 
@@ -49,6 +50,7 @@ impl Place {
             Sandbox::Relaxed => !no_chroot && !fixed_output,
         };
         if !sandboxed {
+            hide_valid_outputs(job, room)?;
             let build_dir = room.build_dir();
             let view = View::Host(HostView {
                 store_mount: job.config.store_mount.as_path().into(),
@@ -78,6 +80,19 @@ impl Place {
         });
         Ok(Self { view, host_network: fixed_output, build_dir_inside, inputs })
     }
+}
+
+/// Outputs that are valid already (when they are built again) must not be in the builder's way. In a sandbox they are
+/// no inputs and therefore not there; in an overlay a whiteout takes them away.
+fn hide_valid_outputs(job: &Job, room: &Room) -> Result<(), Failure> {
+    for path in job.outputs.values() {
+        if job.store.is_valid(path)? {
+            let whiteout = room.store().join(path.base_name());
+            mknod(&whiteout, SFlag::S_IFCHR, Mode::empty(), 0)
+                .map_err(|e| Failure::misc(format!("cannot hide '{}' from its builder: {e}", whiteout.display())))?;
+        }
+    }
+    Ok(())
 }
 
 fn base_names(paths: &BTreeSet<StorePath>) -> Vec<String> {

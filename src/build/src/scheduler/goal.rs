@@ -12,7 +12,7 @@ use nix_compat::worker::{BuildMode, BuildResult, BuildStatus, BuiltOutput};
 use store::Store;
 
 use super::Scheduler;
-use super::graph::{Goal, GoalKey, Interest};
+use super::graph::{Goal, GoalKey, Graph, Interest};
 use super::session::Session;
 use crate::attributes::Attributes;
 use crate::failure::Failure;
@@ -95,6 +95,8 @@ impl Realisation {
     pub(crate) async fn run(self) {
         let goal = self.goal.clone();
         let scheduler = self.scheduler.clone();
+        // Also when something panics nobody may wait for ever.
+        let _end = End { graph: scheduler.graph.clone(), goal: goal.clone() };
         let (started, outcome) = (now(), self.realise().await);
         let mut result = match &outcome {
             Ok(result) => result.clone(),
@@ -103,8 +105,8 @@ impl Realisation {
         if result.start_time == 0 && result.status != BuildStatus::AlreadyValid {
             (result.start_time, result.stop_time) = (started, now());
         }
-        scheduler.graph.forget(&goal);
         goal.feed.ended(outcome.as_ref().err());
+        scheduler.graph.forget(&goal);
         goal.finish(result);
     }
 
@@ -298,6 +300,19 @@ fn inputs(store: &Store, derivation: &Derivation) -> Result<BTreeSet<StorePath>,
         }
     }
     Ok(inputs)
+}
+
+/// The end of a goal's task, whatever ends it.
+struct End {
+    graph: Arc<Graph>,
+    goal: Arc<Goal>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.graph.forget(&self.goal);
+        self.goal.finish(BuildResult::new(BuildStatus::MiscFailure, "the build was given up"));
+    }
 }
 
 struct CancelOnDrop(Arc<Control>);

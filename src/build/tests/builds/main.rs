@@ -1,0 +1,9 @@
+//! Builds as a client sees them: a real store, mounted, and real sandboxes.
+//!
+//! Every test has a store of its own. Without root or FUSE they say so and pass.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod failures;
+mod outputs;
+mod rig;
+mod sharing;
