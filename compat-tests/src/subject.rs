@@ -64,6 +64,15 @@ impl Subject {
         &self.binary
     }
 
+    /// A copy of the binary in the room, which the unprivileged user can run wherever the checkout lies.
+    pub fn copy_into(&self, room: &Room) -> Result<PathBuf> {
+        let copy = room.dir().join("bin/castored");
+        if !copy.exists() {
+            fs::copy(&self.binary, &copy).doing("copying", &self.binary)?;
+        }
+        Ok(copy)
+    }
+
     /// How to start the daemon in this room: called by the name `nix-daemon`, so that castored behaves as stock does.
     /// Under that name it opens no gRPC port unless [`GRPC_VARIABLE`] says so; rooms run side by side.
     pub fn command(&self, room: &Room, conf: &str) -> Result<Command> {

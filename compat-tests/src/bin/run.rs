@@ -32,7 +32,10 @@ fn main() -> ExitCode {
 /// What the tests said about themselves.
 #[derive(Debug, Default)]
 struct Counts {
+    /// The runner's own closing line; cargo's has one for each binary, and the last failing one counts.
     summary: String,
+    /// Whether nextest has given its summary: what follows repeats failures.
+    over: bool,
     commands_ok: usize,
     commands_wrong: usize,
     skipped: usize,
@@ -49,7 +52,10 @@ impl Counts {
         } else if line.starts_with("SKIPPED:") {
             self.skipped += 1;
             println!("{line}");
-        } else if line.starts_with("Summary [") || line.starts_with("test result:") {
+        } else if line.starts_with("Summary [") {
+            self.summary = line.to_owned();
+            self.over = true;
+        } else if line.starts_with("test result:") && !self.summary.contains("FAILED") {
             self.summary = line.to_owned();
         }
     }
@@ -113,11 +119,10 @@ fn tests(counts: &mut Counts) -> Result<()> {
         let line = line.doing("reading from", "the tests")?;
         let line = String::from_utf8_lossy(&line);
         writeln!(file, "{line}").doing("writing", &log)?;
-        // The final repetition of failures comes after the summary and is not counted again.
-        if counts.summary.is_empty() || !nextest {
+        if !counts.over {
             counts.note(&line);
         }
-        if is_progress(&line) || !counts.summary.is_empty() {
+        if counts.over || is_progress(&line, nextest) {
             println!("{line}");
         }
     }
@@ -126,23 +131,14 @@ fn tests(counts: &mut Counts) -> Result<()> {
 }
 
 /// Whether a line of the tests' output is worth showing as it comes.
-fn is_progress(line: &str) -> bool {
-    let line = line.trim_start();
-    [
-        "PASS ",
-        "FAIL ",
-        "SLOW ",
-        "TIMEOUT ",
-        "ABORT ",
-        "error",
-        "warning",
-        "test result:",
-        "Running ",
-        "Starting ",
-        "WRONG ",
-    ]
-    .iter()
-    .any(|start| line.starts_with(start))
+fn is_progress(line: &str, nextest: bool) -> bool {
+    // The compiler's messages begin at the margin; the tests' own output is indented.
+    let mut starts = vec!["error", "warning", "    Starting ", "     Running "];
+    if !nextest {
+        starts.extend(["test ", "test result:"]);
+    }
+    let states = ["PASS [", "FAIL [", "SLOW [", "TIMEOUT [", "ABORT [", "WRONG "];
+    starts.iter().any(|s| line.starts_with(s)) || states.iter().any(|s| line.trim_start().starts_with(s))
 }
 
 /// Whether cargo-nextest is there; tries to install it once.

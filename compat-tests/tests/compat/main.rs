@@ -7,6 +7,7 @@
 mod bad_input;
 mod builds;
 mod clients;
+mod command_line;
 mod crash;
 mod grpc;
 mod life;
