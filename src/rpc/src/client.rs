@@ -63,7 +63,7 @@ pub fn channel(uri: String) -> Result<Channel, tonic::transport::Error> {
     Ok(endpoint.connect_lazy())
 }
 
-/// The runtime that talks, and a name for what is being done.
+/// The runtime that talks while a caller waits.
 #[derive(Clone, Debug)]
 struct Runtime(Handle);
 

@@ -1,7 +1,7 @@
 //! The store over gRPC: `tvix.castore.v1`, `tvix.store.v1`, the same under their `snix` names, reflection and health.
 //!
-//! A request enters in [`server`], is routed by tonic to one of the three services ([`blobs`], [`directories`],
-//! [`paths`]), and each of those does its I/O on the blocking pool through [`blocking`]. What a client may make the
+//! A request enters in [`server`], is routed by tonic to one of the three services (`blobs`, `directories`, `paths`),
+//! and each of those does its I/O on the blocking pool through `blocking`. What a client may make the
 //! process hold is in [`limits`]. [`client`] is the other direction: another store's castore as if it were local.
 
 mod blobs;

@@ -171,7 +171,7 @@ impl Listeners {
 
 async fn routes(services: Services) -> Result<Routes, ServeError> {
     let Services { blobs, directories, paths, trusted_keys, trust_of: _ } = services;
-    let blobs_service = BlobServiceServer::new(Blobs::new(blobs.clone()));
+    let blobs_service = BlobServiceServer::new(Blobs::new(blobs));
     let directories_service = DirectoryServiceServer::new(Directories::new(directories));
     let paths_service = PathInfoServiceServer::new(Paths::new(paths, trusted_keys));
 

@@ -1,5 +1,7 @@
 //! BlobService and DirectoryService as a client meets them: known bytes, both names, bad input, clients that go away.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! Sockets: what is listened on, what is refused, what is left behind.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::fs;

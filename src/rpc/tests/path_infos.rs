@@ -1,5 +1,7 @@
 //! PathInfoService over a real store: who may add what, and what is checked whoever adds it.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::collections::BTreeSet;

@@ -1,5 +1,7 @@
 //! Reflection and health: what evans and grpcurl ask before they can show anything.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,6 +1,6 @@
 //! A server on a free port, with its own runtime, for as long as a test holds it.
 
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 use std::path::PathBuf;
 use std::sync::Arc;
