@@ -14,6 +14,8 @@ const PRIVILEGE_BITS: [u64; 2] = [libc::S_ISUID as u64, libc::S_ISGID as u64];
 
 /// `fchmodat2`, which libc does not name on every target. The number is the same on all of them.
 const FCHMODAT2: i64 = 452;
+/// `setxattrat`, likewise.
+const SETXATTRAT: i64 = 463;
 
 fn invalid(e: impl std::fmt::Display) -> std::io::Error {
     std::io::Error::new(std::io::ErrorKind::InvalidInput, e.to_string())
@@ -47,7 +49,7 @@ fn programs() -> Result<[BpfProgram; 2], Box<dyn std::error::Error>> {
     modes.insert(libc::SYS_mknodat, any_privilege_bit(2)?);
 
     let mut attributes: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for call in [libc::SYS_setxattr, libc::SYS_lsetxattr, libc::SYS_fsetxattr] {
+    for call in [libc::SYS_setxattr, libc::SYS_lsetxattr, libc::SYS_fsetxattr, SETXATTRAT] {
         attributes.insert(call, Vec::new());
     }
 

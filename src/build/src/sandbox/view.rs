@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
@@ -179,17 +180,73 @@ pub(super) fn enter_host_view(view: &HostView, in_user_namespace: bool) -> Resul
         show_inputs(&lower, &open_directory(store)?, &view.inputs)?;
     }
 
-    let (build_dir, builds_dir) = (view.build_dir.as_path(), view.builds_dir.as_path());
-    let build_dir_name = c_path(build_dir).step(|| "reading the build directory's name")?;
-    let own = sys::clone_mount(&lower, &build_dir_name, false).step(|| "cloning the build directory")?;
-    sys::restrict_mount(own.as_fd(), MountAttributes::INERT, false).step(|| "restricting the build directory")?;
-    mount_fs("tmpfs", builds_dir, MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=0755")?;
-    std::fs::create_dir_all(build_dir).step(|| format!("making {}", build_dir.display()))?;
-    let target = open_directory(build_dir)?;
-    sys::attach_mount(own.as_fd(), target.as_fd()).step(|| format!("mounting {}", build_dir.display()))?;
-    let hidden = open_directory(builds_dir)?;
-    sys::restrict_mount(hidden.as_fd(), MountAttributes::READ_ONLY, false).step(|| "hiding other build directories")?;
+    let build_dir = MovedMount::take(view.build_dir.as_path())?;
+    sys::restrict_mount(build_dir.mount.as_fd(), MountAttributes::INERT, false)
+        .step(|| "restricting the build directory")?;
+    let store_dir = MovedMount::take(store)?;
+    let veils = veils(view);
+    let mut hidden = Vec::new();
+    for veil in &veils {
+        mount_fs("tmpfs", veil, MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=0755")?;
+        hidden.push(open_directory(veil)?);
+    }
+    build_dir.put_back()?;
+    if veils.iter().any(|veil| store.starts_with(veil)) {
+        store_dir.put_back()?;
+    }
+    for veil in hidden {
+        sys::restrict_mount(veil.as_fd(), MountAttributes::READ_ONLY, false).step(|| "hiding other directories")?;
+    }
     mount_proc(Path::new("/proc"))
+}
+
+/// Directories to cover before the builder starts: the one with all builds in it, and those on the way to its own
+/// directories that its user may not enter. What else lies in these it could not have reached anyway.
+fn veils(view: &HostView) -> Vec<PathBuf> {
+    let build_dir = closed_ancestor(view.build_dir.as_path());
+    let store = closed_ancestor(view.store_mount.as_path());
+    let all = [Some(view.builds_dir.as_path()), build_dir, store];
+    let below = |path: &Path, other: &Path| path != other && path.starts_with(other);
+    let mut veils: Vec<PathBuf> = Vec::new();
+    for veil in all.iter().flatten() {
+        if !all.iter().flatten().any(|other| below(veil, other)) && !veils.iter().any(|known| known == veil) {
+            veils.push(veil.to_path_buf());
+        }
+    }
+    veils
+}
+
+/// The topmost directory on the way to `path` that only its owner or group may enter.
+fn closed_ancestor(path: &Path) -> Option<&Path> {
+    let mut closed = None;
+    for ancestor in path.ancestors().skip(1) {
+        if std::fs::metadata(ancestor).is_ok_and(|found| found.permissions().mode() & 0o001 == 0) {
+            closed = Some(ancestor);
+        }
+    }
+    closed
+}
+
+/// A directory's contents, kept while what leads to it is covered.
+struct MovedMount<'a> {
+    mount: OwnedFd,
+    path: &'a Path,
+}
+
+impl<'a> MovedMount<'a> {
+    fn take(path: &'a Path) -> Result<Self, SetupError> {
+        let step = || format!("cloning {}", path.display());
+        let mount =
+            c_path(path).and_then(|name| sys::clone_mount(open(c"/", OFlag::O_PATH, Mode::empty())?, &name, false));
+        Ok(Self { mount: mount.step(step)?, path })
+    }
+
+    /// Attaches it where it was; what leads there is made anew.
+    fn put_back(self) -> Result<(), SetupError> {
+        let step = || format!("mounting {}", self.path.display());
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(self.path).step(step)?;
+        sys::attach_mount(self.mount.as_fd(), open_directory(self.path)?.as_fd()).step(step)
+    }
 }
 
 fn overlay(view: &HostView, in_user_namespace: bool) -> io::Result<()> {
