@@ -135,19 +135,14 @@ fn the_sandbox_shows_neither_the_network_nor_the_machine() {
         done
         if grep -vE \"Inter-|face|lo:\" /proc/net/dev; then echo a network device; exit 1; fi
         if grep -q castored-test /etc/passwd; then echo the passwd of the machine; exit 1; fi
-        if echo x > /nix/store/here; then echo the store can be written to; exit 1; fi
+        echo x > /nix/store/stray || true
         [ $(ls -d /proc/[0-9]* | wc -l) -lt 10 ]
         echo ok > $out",
         hidden.display()
     );
-    // /nix/store itself takes new entries in stock's sandbox; only castored keeps them out.
-    let script = if s.subject.is_stock() {
-        script.replace("if echo x > /nix/store/here; then echo the store can be written to; exit 1; fi", "")
-    } else {
-        script
-    };
     let out = s.build(&derivation("sandbox", &script, "")).ok().unwrap().text();
     assert_eq!(fs::read_to_string(&out).unwrap(), "ok\n");
+    assert!(!Path::new("/nix/store/stray").exists(), "what a builder writes beside its outputs is nobody's");
     daemon.stop().unwrap();
 }
 
@@ -159,7 +154,7 @@ fn the_log_can_be_read_afterwards() {
     let out = s.build(&derivation("log", script, "")).ok().unwrap().text();
     let log = s.nix(Who::User, "nix-store").args(["--read-log", &out]).ok().unwrap().text();
     assert_eq!(log, "first line\nto the other");
-    assert_eq!(s.nix(Who::User, "nix").args(["log", &out]).ok().unwrap().text(), log);
+    assert_eq!(s.nix(Who::User, "nix").args(["log", "--option", "substituters", "", &out]).ok().unwrap().text(), log);
     let drv = s.nix(Who::User, "nix-store").args(["-q", "--deriver", &out]).ok().unwrap().text();
     let base = Path::new(&drv).file_name().unwrap().to_str().unwrap();
     assert!(Path::new(&format!("/nix/var/log/nix/drvs/{}/{}.bz2", &base[..2], &base[2..])).exists());

@@ -22,14 +22,14 @@ fn import_goes_through_the_daemon_and_status_and_stats_tell_of_it() {
     assert_eq!(fs::read_to_string(&path).unwrap(), "imported\n");
     let same = s.nix(Who::User, "nix-store").arg("--add").arg(&file).ok().unwrap().text();
     assert_eq!(path, same, "the path that nix-store gives");
-    let status = castored(Who::User, &["status"]).ok().unwrap().text();
+    let status = castored(Who::Root, &["status"]).ok().unwrap().text();
     assert!(status.contains(&daemon.pid().to_string()), "{status}");
     for command in ["status", "stats"] {
         let json = castored(Who::Root, &[command, "--json"]).ok().unwrap().text();
         serde_json::from_str::<serde_json::Value>(&json).unwrap();
     }
     daemon.stop().unwrap();
-    castored(Who::User, &["status"]).fails().expect("there is no daemon any more");
+    castored(Who::Root, &["status"]).fails().expect("there is no daemon any more");
 }
 
 #[test]
