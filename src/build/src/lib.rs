@@ -30,4 +30,4 @@ mod users;
 pub use dump::dump_tree;
 pub use failure::{exit_status, request_error};
 pub use sandbox::sandbox_main;
-pub use scheduler::{BuildConfig, Client, Events, NoSubstituter, RunningBuild, Scheduler, Substituter};
+pub use scheduler::{BuildConfig, Client, Events, RunningBuild, Scheduler};

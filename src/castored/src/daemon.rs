@@ -7,11 +7,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use ::daemon::{Daemon, Locations, Trust};
-use build::{BuildConfig, NoSubstituter, Scheduler};
+use build::{BuildConfig, Scheduler};
 use mount::Mount;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix_compat::conf::Settings;
 use store::{Config, Store};
+use substitute::NoSubstituter;
 use tokio::net::unix::UCred;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;

@@ -5,11 +5,11 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use nix_compat::content_address::Method;
-use nix_compat::hash::{Algorithm, NarHash, sha256};
+use nix_compat::content_address::{ContentAddress, Method};
+use nix_compat::hash::{Algorithm, Hash, NarHash, sha256};
 use nix_compat::nar::NarWriter;
 use nix_compat::path_info::PathInfo;
-use nix_compat::store_path::{StoreDir, StorePath};
+use nix_compat::store_path::{StoreDir, StorePath, content_address_path};
 use store::nar_digest::NarDigest;
 use store::view::StoreView;
 use store::{AddOptions, Config, Error, GcAction, GcOptions, NewPath, SignaturePolicy, Store};
@@ -151,6 +151,14 @@ fn an_unsigned_path_is_for_trusted_clients_only() {
     let unsigned = info("z", &bytes, &[]);
     assert!(fixture.store().check_signatures(&unsigned, SignaturePolicy::DontCheck).is_ok());
     let refused = fixture.store().check_signatures(&unsigned, SignaturePolicy::Require(&[]));
+    assert!(matches!(refused, Err(Error::Untrusted(_))));
+
+    // The address of a path that refers to itself is not recomputed, so it is no proof.
+    let ca = ContentAddress { method: Method::Nar, hash: Hash::Sha256(sha256(&bytes)) };
+    let path = content_address_path(fixture.store().store_dir(), "z", &ca, &BTreeSet::new(), true).unwrap();
+    let claimed = PathInfo { path: path.clone(), references: BTreeSet::from([path]), ca: Some(ca), ..unsigned };
+    assert!(claimed.is_content_addressed(fixture.store().store_dir()));
+    let refused = fixture.store().check_signatures(&claimed, SignaturePolicy::Require(&[]));
     assert!(matches!(refused, Err(Error::Untrusted(_))));
 }
 

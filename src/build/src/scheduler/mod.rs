@@ -13,9 +13,7 @@ mod missing;
 mod session;
 mod status;
 
-use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -25,6 +23,7 @@ use nix_compat::derivation::BasicDerivation;
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::{BuildMode, BuildResult, BuildStatus, DerivedPath, Missing, OutputsSpec};
 use store::{Store, TempRoots};
+use substitute::Substituter;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -59,22 +58,6 @@ impl BuildConfig {
     /// The usual places for a store with this state directory.
     pub fn new(state_dir: &Path, log_dir: PathBuf, store_mount: PathBuf, helper_exe: PathBuf, max_jobs: usize) -> Self {
         Self { log_dir, build_dir: default_build_dir(state_dir), store_mount, helper_exe, max_jobs }
-    }
-}
-
-/// Other places a path can come from than being built.
-pub trait Substituter: Send + Sync {
-    /// Makes the path valid if it can.
-    fn substitute<'a>(&'a self, path: &'a StorePath) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
-}
-
-/// The substituter of a daemon that has none.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoSubstituter;
-
-impl Substituter for NoSubstituter {
-    fn substitute<'a>(&'a self, _: &'a StorePath) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
-        Box::pin(std::future::ready(false))
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use build::{BuildConfig, Client, Events, NoSubstituter, Scheduler};
+use build::{BuildConfig, Client, Events, Scheduler};
 use nix_compat::conf::Settings;
 use nix_compat::content_address::Method;
 use nix_compat::derivation::{BasicDerivation, Derivation, Output, OutputName};
@@ -15,6 +15,7 @@ use nix_compat::worker::stderr::{ActivityKind, Field, Message, ResultKind};
 use nix_compat::worker::{BuildMode, BuildResult, DerivedPath, OutputsSpec};
 use parking_lot::Mutex;
 use store::{AddOptions, Config, Store};
+use substitute::NoSubstituter;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) struct Rig {
