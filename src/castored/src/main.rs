@@ -8,6 +8,7 @@ mod client;
 mod daemon;
 mod failure;
 mod import;
+mod sizes;
 mod state;
 mod stats;
 mod status;

@@ -18,7 +18,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 
 use crate::failure::Failure;
-use crate::stats::Stats;
+use crate::sizes::Stats;
 
 /// The longest status read, in bytes.
 const MAX_STATUS: u64 = 64 << 20;

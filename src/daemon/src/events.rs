@@ -70,17 +70,17 @@ impl Events {
     /// Queues any message.
     pub fn push(&self, message: Message) {
         let mut state = self.state.lock();
-        match &message {
+        let expected = match &message {
             Message::StartActivity { id, .. } => {
                 state.started.insert(*id);
+                true
             }
-            Message::StopActivity(id) => {
-                if !state.started.remove(id) {
-                    return;
-                }
-            }
-            Message::Result { id, .. } if !state.started.contains(id) => return,
-            _ => {}
+            Message::StopActivity(id) => state.started.remove(id),
+            Message::Result { id, .. } => state.started.contains(id),
+            _ => true,
+        };
+        if !expected {
+            return;
         }
         let cost = OVERHEAD + text_len(&message);
         if state.bytes + cost > MAX_WAITING && is_log(&message) {

@@ -10,6 +10,8 @@
 
 mod config;
 mod connection;
+mod context;
+mod daemon;
 mod error;
 mod events;
 mod listen;
@@ -22,9 +24,9 @@ mod session;
 
 pub use config::{ConfigError, Locations, load_settings};
 pub use connection::ConnectionError;
+pub use daemon::{Client, Daemon};
 pub use error::OpError;
 pub use events::Events;
 pub use listen::{ListenError, bind, passed_by_systemd};
 pub use peer::{Peer, Trust};
-pub use server::{Client, Daemon};
 pub use session::NIX_VERSION;

@@ -147,7 +147,14 @@ pub(crate) async fn discard(input: &mut Input, payload: Payload) -> Result<(), O
     match payload {
         // A client that has to be asked has sent nothing.
         Payload::None | Payload::StderrRead => Ok(()),
-        Payload::Framed => framed(input, |reader| Ok(drop(io::copy(reader, &mut io::sink())))).await,
+        Payload::Framed => {
+            framed(input, |reader| {
+                // A stream that breaks off is noticed at the other end of the channel.
+                let _ = io::copy(reader, &mut io::sink());
+                Ok(())
+            })
+            .await
+        }
         Payload::InlineNar => {
             inline(input, |reader| {
                 let mut nar = nix_compat::nar::NarReader::new(reader);

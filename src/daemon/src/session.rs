@@ -6,57 +6,23 @@
 
 use std::sync::Arc;
 
-use nix_compat::conf::Settings;
 use nix_compat::wire::Writer;
 use nix_compat::worker::handshake::{self, Progress, ServerHandshake};
 use nix_compat::worker::stderr::Message;
 use nix_compat::worker::{Features, Protocol, Request, Response};
-use store::{Store, TempRoots};
 use tokio::net::UnixStream;
 
 use crate::connection::{ConnectionError, Input, Output, hung_up};
+use crate::context::Session;
+use crate::daemon::Daemon;
 use crate::error::OpError;
 use crate::events::Events;
 use crate::ops::{self, Reply};
 use crate::peer::{Peer, Trust};
-use crate::server::Daemon;
 
 /// The Nix version a client is told. Clients show it and some compare it; it is the stock release whose
 /// behaviour castored follows.
 pub const NIX_VERSION: &str = "2.34.8";
-
-/// What the work on a request may use.
-pub(crate) struct Session {
-    pub(crate) daemon: Arc<Daemon>,
-    pub(crate) peer: Peer,
-    pub(crate) trust: Trust,
-    /// The daemon's settings with what this client was allowed to change.
-    pub(crate) settings: Arc<Settings>,
-    pub(crate) temp_roots: Arc<TempRoots>,
-    pub(crate) events: Arc<Events>,
-    pub(crate) protocol: Protocol,
-}
-
-impl Session {
-    pub(crate) fn store(&self) -> &Arc<Store> {
-        &self.daemon.store
-    }
-
-    pub(crate) fn is_trusted(&self) -> bool {
-        self.trust == Trust::Trusted
-    }
-
-    /// Runs work that reads the disk or hashes on a worker thread.
-    pub(crate) async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Store) -> Result<T, OpError> + Send + 'static,
-    ) -> Result<T, OpError> {
-        let store = self.store().clone();
-        tokio::task::spawn_blocking(move || work(&store))
-            .await
-            .unwrap_or_else(|e| Err(OpError::internal(format!("a worker thread failed: {e}"))))
-    }
-}
 
 /// Serves one client until it leaves.
 ///

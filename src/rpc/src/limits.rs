@@ -62,4 +62,4 @@ pub const UPLOAD_IDLE: Duration = Duration::from_secs(60);
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How long calls under way may take to finish once the server was told to stop.
-pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);

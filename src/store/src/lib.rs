@@ -3,6 +3,7 @@
 //! [`Store`] is the one object everybody above holds. Its methods are synchronous and may be called from many
 //! threads at once; those that read from the disk or hash belong on a worker thread, not on an async one.
 
+mod claims;
 pub mod derivations;
 mod error;
 mod gc;

@@ -18,6 +18,7 @@ use nix_compat::path_info::PathInfo;
 use nix_compat::store_path::{StorePath, content_address_path};
 use parking_lot::Mutex;
 
+use crate::claims;
 use crate::error::{Error, Result};
 use crate::nar_digest::{DigestingReader, NarDigest, NarFacts};
 use crate::register::NewPath;
@@ -177,7 +178,7 @@ impl Store {
         let pin = Pin::from(session.finish()?);
         let node = Node::File { digest, size, executable: false };
         // A NAR names the size before the contents, so its hash takes a second look at them.
-        let nar = self.nar_facts(&node)?;
+        let nar = self.nar_facts(&node, None)?;
         Ok((Ingested { node, nar, pin }, hashing.hasher.finalize()))
     }
 
@@ -199,51 +200,10 @@ impl Store {
     /// # Errors
     /// As there.
     pub fn import_with_info(&self, info: PathInfo, reader: &mut dyn Read) -> Result<NewPath> {
-        let other = info.ca.as_ref().filter(|ca| ca.method == Method::Nar).map(|ca| ca.hash.algorithm());
-        let ingested = self.import_nar(reader, NarDigest::new(other, None))?;
-        let path = || self.store_dir().display(&info.path);
-        if info.nar_size != 0 && info.nar_size != ingested.nar.nar_size {
-            return Err(Error::SizeMismatch { path: path(), specified: info.nar_size, got: ingested.nar.nar_size });
-        }
-        if info.nar_hash != ingested.nar.nar_hash {
-            return Err(Error::HashMismatch {
-                path: path(),
-                specified: info.nar_hash.to_prefixed_nix32(),
-                got: ingested.nar.nar_hash.to_prefixed_nix32(),
-            });
-        }
-        if let Some(ca) = &info.ca {
-            self.check_content_address(&info, ca, &ingested)?;
-        }
+        let ingested = self.import_nar(reader, NarDigest::new(claims::nar_algorithm(&info), None))?;
+        self.check_claims(&info, &ingested.node, &ingested.nar)?;
         let info = PathInfo { nar_size: ingested.nar.nar_size, ..info };
         Ok(NewPath { info, node: ingested.node, pin: Some(ingested.pin) })
-    }
-
-    fn check_content_address(&self, info: &PathInfo, ca: &ContentAddress, ingested: &Ingested) -> Result<()> {
-        let path = || self.store_dir().display(&info.path);
-        let self_reference = info.references.contains(&info.path);
-        // A path that refers to itself is hashed modulo itself; its NAR hash has been checked, and only the
-        // kinds of hash that do not need that are recomputed here.
-        let got = match ca.method {
-            Method::Nar if self_reference => None,
-            Method::Nar => Some(ingested.nar.other.unwrap_or(Hash::Sha256(*ingested.nar.nar_hash.as_bytes()))),
-            Method::Flat | Method::Text => Some(self.flat_hash(&ingested.node, ca.hash.algorithm(), &path())?),
-        };
-        if let Some(got) = got.filter(|got| *got != ca.hash) {
-            return Err(Error::ContentAddressMismatch {
-                path: path(),
-                specified: ca.to_string(),
-                got: ContentAddress { method: ca.method, hash: got }.to_string(),
-            });
-        }
-        if !info.is_content_addressed(self.store_dir()) {
-            return Err(Error::ContentAddressMismatch {
-                path: path(),
-                specified: ca.to_string(),
-                got: "a content address that belongs to another store path".into(),
-            });
-        }
-        Ok(())
     }
 
     /// The hash of a single file's bytes; `what` names it in the error.

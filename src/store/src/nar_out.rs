@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use castore::{BlobService, Digest, Directory, DirectoryService, Node};
+use nix_compat::hash::Algorithm;
 use nix_compat::nar::NarWriter;
 use nix_compat::store_path::StorePath;
 
@@ -92,11 +93,11 @@ impl Store {
         Ok(())
     }
 
-    /// Hash and size of the NAR of any tree in the castore.
+    /// Hash and size of the NAR of any tree in the castore, and the hash by another algorithm if one is given.
     ///
     /// # Errors
     /// Failures of the castore.
-    pub fn nar_facts(&self, node: &Node) -> Result<NarFacts> {
+    pub fn nar_facts(&self, node: &Node, other: Option<Algorithm>) -> Result<NarFacts> {
         struct Sink(NarDigest);
         impl Write for Sink {
             fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
@@ -107,7 +108,7 @@ impl Store {
                 Ok(())
             }
         }
-        let mut sink = Sink(NarDigest::new(None, None));
+        let mut sink = Sink(NarDigest::new(other, None));
         self.write_nar_of(node, &mut sink)?;
         Ok(sink.0.finish())
     }

@@ -31,7 +31,8 @@ impl Store {
         match policy {
             SignaturePolicy::DontCheck => Ok(()),
             SignaturePolicy::Require(keys) => {
-                let proves_itself = info.is_content_addressed(self.store_dir()) && !info.references.contains(&info.path);
+                let proves_itself =
+                    info.is_content_addressed(self.store_dir()) && !info.references.contains(&info.path);
                 if proves_itself || info.is_signed_by(self.store_dir(), keys) {
                     Ok(())
                 } else {

@@ -53,7 +53,7 @@ impl Store {
         if !contents {
             return Ok(None);
         }
-        Ok(match self.nar_facts(&entry.node) {
+        Ok(match self.nar_facts(&entry.node, None) {
             Err(error) => Some(format!("path '{name}' cannot be read: {error}")),
             Ok(facts) if facts.nar_hash != entry.info.nar_hash => Some(format!(
                 "path '{name}' was modified! expected hash '{}', got '{}'",

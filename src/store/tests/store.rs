@@ -1,5 +1,7 @@
 //! The store as its users see it, over a real castore on disk.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::ops::ControlFlow;

@@ -12,9 +12,9 @@ use store::nar_digest::NarDigest;
 use store::{AddOptions, SignaturePolicy, Store};
 
 use crate::connection::Input;
+use crate::context::Session;
 use crate::error::OpError;
 use crate::payload::{self, PayloadReader};
-use crate::session::Session;
 
 /// AddToStore, in its form since 1.25 and in the older one.
 pub(super) async fn content(
@@ -79,7 +79,7 @@ fn add_flat_from_nar(store: &Store, options: &AddOptions, reader: &mut dyn Read)
     if executable {
         // The flat hash does not cover the bit, so the path must not either.
         ingested.node = castore::Node::File { digest, size, executable: false };
-        ingested.nar = store.nar_facts(&ingested.node)?;
+        ingested.nar = store.nar_facts(&ingested.node, None)?;
     }
     let hash: Hash = store.flat_hash(&ingested.node, options.algorithm, &options.name)?;
     Ok(store.add_ingested(options, ingested, hash)?)

@@ -7,8 +7,8 @@ use nix_compat::worker::{BuildMode, BuildResult, DerivedPath, Response};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::context::Session;
 use crate::error::OpError;
-use crate::session::Session;
 
 /// A repair replaces what others rely on.
 fn check_mode(session: &Session, mode: BuildMode) -> Result<(), OpError> {

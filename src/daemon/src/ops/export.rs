@@ -14,9 +14,9 @@ use store::{NewPath, SignaturePolicy};
 use tokio::sync::mpsc;
 
 use crate::connection::{ConnectionError, Input, Output};
+use crate::context::Session;
 use crate::error::OpError;
 use crate::payload;
-use crate::session::Session;
 
 /// Bytes of a NAR handed to the socket at a time.
 const PIECE: usize = 256 * 1024;

@@ -13,9 +13,9 @@ use nix_compat::worker::{CollectGarbage, GcAction as Asked, GcTargets, Payload, 
 use store::{GcAction, GcOptions};
 
 use crate::connection::Input;
+use crate::context::Session;
 use crate::error::OpError;
 use crate::payload;
-use crate::session::Session;
 
 /// What an untrusted client sees in place of a root that tells of other users.
 const CENSORED: &str = "{censored}";

@@ -11,9 +11,9 @@ use nix_compat::store_path::StorePath;
 use nix_compat::worker::{Request, Response};
 
 use crate::connection::Input;
+use crate::context::Session;
 use crate::error::OpError;
 use crate::options;
-use crate::session::Session;
 
 pub(crate) use export::stream_nar;
 

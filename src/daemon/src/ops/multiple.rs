@@ -9,9 +9,9 @@ use store::{NewPath, SignaturePolicy, Store};
 
 use super::add::refuse_trailing_bytes;
 use crate::connection::Input;
+use crate::context::Session;
 use crate::error::OpError;
 use crate::payload::{self, PayloadReader};
-use crate::session::Session;
 
 /// Paths registered in one commit.
 const BATCH: usize = 256;

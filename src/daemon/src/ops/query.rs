@@ -7,8 +7,8 @@ use nix_compat::store_path::StorePath;
 use nix_compat::worker::Response;
 use store::derivations::output_paths;
 
+use crate::context::Session;
 use crate::error::OpError;
-use crate::session::Session;
 
 /// Characters of a hash part.
 const HASH_PART: usize = 32;

@@ -1,0 +1,45 @@
+//! What one client's requests have in common.
+
+use std::sync::Arc;
+
+use nix_compat::conf::Settings;
+use nix_compat::worker::Protocol;
+use store::{Store, TempRoots};
+
+use crate::daemon::Daemon;
+use crate::error::OpError;
+use crate::events::Events;
+use crate::peer::{Peer, Trust};
+
+/// What the work on a request may use.
+pub(crate) struct Session {
+    pub(crate) daemon: Arc<Daemon>,
+    pub(crate) peer: Peer,
+    pub(crate) trust: Trust,
+    /// The daemon's settings with what this client was allowed to change.
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) temp_roots: Arc<TempRoots>,
+    pub(crate) events: Arc<Events>,
+    pub(crate) protocol: Protocol,
+}
+
+impl Session {
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.daemon.store
+    }
+
+    pub(crate) fn is_trusted(&self) -> bool {
+        self.trust == Trust::Trusted
+    }
+
+    /// Runs work that reads the disk or hashes on a worker thread.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, OpError> + Send + 'static,
+    ) -> Result<T, OpError> {
+        let store = self.store().clone();
+        tokio::task::spawn_blocking(move || work(&store))
+            .await
+            .unwrap_or_else(|e| Err(OpError::internal(format!("a worker thread failed: {e}"))))
+    }
+}

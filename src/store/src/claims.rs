@@ -1,0 +1,56 @@
+//! What a path info says of contents, held against the contents.
+
+use castore::Node;
+use nix_compat::content_address::{ContentAddress, Method};
+use nix_compat::hash::{Algorithm, Hash};
+use nix_compat::path_info::PathInfo;
+
+use crate::error::{Error, Result};
+use crate::nar_digest::NarFacts;
+use crate::register::NewPath;
+use crate::store::Store;
+
+/// The algorithm a NAR must be hashed with, beside SHA-256, to check the content address of `info`.
+pub(crate) fn nar_algorithm(info: &PathInfo) -> Option<Algorithm> {
+    info.ca.as_ref().filter(|ca| ca.method == Method::Nar).map(|ca| ca.hash.algorithm())
+}
+
+impl Store {
+    /// Recomputes from contents that are in the castore everything their path info says of them.
+    ///
+    /// # Errors
+    /// [`Error::HashMismatch`], [`Error::SizeMismatch`], [`Error::ContentAddressMismatch`], and failures of the
+    /// castore.
+    pub fn check_contents(&self, new: &NewPath) -> Result<()> {
+        let nar = self.nar_facts(&new.node, nar_algorithm(&new.info))?;
+        self.check_claims(&new.info, &new.node, &nar)
+    }
+
+    /// Compares the claims of `info` with what was found. A NAR size of 0 claims nothing.
+    pub(crate) fn check_claims(&self, info: &PathInfo, node: &Node, nar: &NarFacts) -> Result<()> {
+        let path = || self.store_dir().display(&info.path);
+        if info.nar_size != 0 && info.nar_size != nar.nar_size {
+            return Err(Error::SizeMismatch { path: path(), specified: info.nar_size, got: nar.nar_size });
+        }
+        if info.nar_hash != nar.nar_hash {
+            let (specified, got) = (info.nar_hash.to_prefixed_nix32(), nar.nar_hash.to_prefixed_nix32());
+            return Err(Error::HashMismatch { path: path(), specified, got });
+        }
+        let Some(ca) = &info.ca else { return Ok(()) };
+        let mismatch = |got| Error::ContentAddressMismatch { path: path(), specified: ca.to_string(), got };
+        let hash = match ca.method {
+            // The address is that of contents with the references to itself taken out, which is not recomputed:
+            // the signature policy takes such an address for no proof.
+            Method::Nar if info.references.contains(&info.path) => ca.hash,
+            Method::Nar => nar.other.unwrap_or(Hash::Sha256(*nar.nar_hash.as_bytes())),
+            Method::Flat | Method::Text => self.flat_hash(node, ca.hash.algorithm(), &path())?,
+        };
+        if hash != ca.hash {
+            return Err(mismatch(ContentAddress { method: ca.method, hash }.to_string()));
+        }
+        if !info.is_content_addressed(self.store_dir()) {
+            return Err(mismatch("a content address that belongs to another store path".to_owned()));
+        }
+        Ok(())
+    }
+}
