@@ -31,8 +31,9 @@ use flusher::Flushing;
 use overlay::Overlay;
 use storage::Storage;
 
-/// How long a commit may stay in memory only.
-pub const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
+/// How long commits gather before they are written to disk. Short of the 100 ms within which a commit is promised to be
+/// durable, by what writing and syncing may take.
+pub const FLUSH_INTERVAL: Duration = Duration::from_millis(25);
 
 /// Why an operation on the index failed.
 #[derive(Debug, thiserror::Error)]
@@ -303,7 +304,7 @@ impl Index {
         self.inner.scan(*table, start, &[], each)
     }
 
-    /// Applies `batch`: atomic, visible at once, durable within about [`FLUSH_INTERVAL`] or at the next
+    /// Applies `batch`: atomic, visible at once, durable within 100 ms (as long as the disk can sync in that time) or at the next
     /// [`sync`](Self::sync). Waits when the overlay is full. Fails, changing nothing, while writing to disk fails.
     pub fn commit(&self, batch: Batch) -> Result<(), IndexError> {
         if batch.is_empty() {

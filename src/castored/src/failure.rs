@@ -32,6 +32,8 @@ pub(crate) enum Failure {
     StoreDirInUse(PathBuf),
     #[error("no daemon listens on '{}': {source}; start one with `castored daemon`", path.display())]
     NoDaemon { path: PathBuf, source: std::io::Error },
+    #[error("'{}' is for the daemon's own user, since it shows what everybody builds; try again as that user", .0.display())]
+    NotYours(PathBuf),
     #[error("the daemon's connection broke off: {0}")]
     Protocol(String),
     #[error("the daemon answers: {0}")]

@@ -127,7 +127,10 @@ fn now() -> u64 {
 /// Asks the daemon of a state directory.
 pub(crate) fn ask(state_dir: &Path) -> Result<Status, Failure> {
     let path = socket(state_dir);
-    let stream = UnixStream::connect(&path).map_err(|source| Failure::NoDaemon { path: path.clone(), source })?;
+    let stream = UnixStream::connect(&path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::PermissionDenied => Failure::NotYours(path.clone()),
+        _ => Failure::NoDaemon { path: path.clone(), source },
+    })?;
     let mut text = Vec::new();
     stream.take(MAX_STATUS).read_to_end(&mut text).map_err(Failure::file("read from", &path))?;
     serde_json::from_slice(&text).map_err(|e| Failure::Protocol(format!("its status cannot be read: {e}")))

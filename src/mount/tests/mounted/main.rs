@@ -11,4 +11,3 @@ mod fixture;
 mod life;
 mod names;
 mod read_only;
-mod speed;
