@@ -10,11 +10,12 @@ use ::daemon::{Daemon, Locations, Trust};
 use build::{BuildConfig, Scheduler};
 use mount::Mount;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat::{Mode, umask};
 use nix_compat::conf::Settings;
 use store::{Config, Store};
 use substitute::NoSubstituter;
 use tokio::net::unix::UCred;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::failure::Failure;
@@ -35,6 +36,8 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: Options) -> Result<ExitCode, Failure> {
+    // Directories made here must be open to users, and to nobody else for writing, whoever starts the daemon.
+    umask(Mode::from_bits_truncate(0o022));
     start_logging();
     let Options { locations, grpc, overrides } = options;
     let nix_config = std::env::var("NIX_CONFIG").ok();
@@ -49,18 +52,22 @@ pub(crate) fn run(options: Options) -> Result<ExitCode, Failure> {
     }
     raise_descriptor_limit();
 
-    state::prepare(&locations)?;
-    let store = Store::open(Config::new(locations.store_dir.clone(), &locations.state_dir))?;
-    let store_dir = PathBuf::from(locations.store_dir.as_str());
-    state::check_store_dir(&store_dir)?;
-    let mount = Mount::new(store.clone(), &store_dir, mount::Options::default())?;
-
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .map_err(|source| Failure::Process { action: "start the runtime", source })?;
-    let served = runtime.block_on(serve(store.clone(), settings, locations, grpc, store_dir));
+    let termination = {
+        let _inside = runtime.enter();
+        Termination::catch()?
+    };
+
+    state::prepare(&locations)?;
+    let store = Store::open(Config::new(locations.store_dir.clone(), &locations.state_dir))?;
+    let store_dir = PathBuf::from(locations.store_dir.as_str());
+    state::check_store_dir(&store_dir)?;
+    let mount = Mount::new(store.clone(), &store_dir, mount::Options::default())?;
+    let served = runtime.block_on(serve(store.clone(), settings, locations, grpc, store_dir, termination));
     // Sessions and builds that are still running end here.
     drop(runtime);
     mount.unmount()?;
@@ -74,10 +81,11 @@ async fn serve(
     locations: Locations,
     grpc: Option<SocketAddr>,
     store_mount: PathBuf,
+    termination: Termination,
 ) -> Result<(), Failure> {
     let config = build_config(&locations, &settings, store_mount)?;
     let scheduler = Scheduler::new(store.clone(), config, Box::new(NoSubstituter));
-    let listeners = rpc::Listeners::bind(&rpc::Listen { tcp: grpc, unix: Some(grpc_socket(&locations.state_dir)) })?;
+    let listeners = listen_for_grpc(grpc, grpc_socket(&locations.state_dir), &settings)?;
     let grpc_address = listeners.tcp_address();
     let services = rpc_services(&store, &settings)?;
     let daemon = Daemon::new(store.clone(), scheduler.clone(), settings, locations.clone())?;
@@ -96,7 +104,7 @@ async fn serve(
     let grpc_server = tokio::spawn(listeners.serve(services, wait(stopped.clone())));
     tokio::spawn(status::answer(answering, status));
     tokio::spawn(async move {
-        terminated().await;
+        termination.wait().await;
         let _ = stop.send(true);
     });
 
@@ -117,6 +125,27 @@ async fn serve(
     match grpc_server.await {
         Ok(result) => Ok(result?),
         Err(error) => Err(Failure::Process { action: "serve gRPC", source: std::io::Error::other(error) }),
+    }
+}
+
+/// Opens the gRPC sockets. Without the TCP one the daemon is worth as much: a port that somebody else has taken
+/// must not keep the store from being mounted.
+fn listen_for_grpc(
+    tcp: Option<SocketAddr>,
+    unix: PathBuf,
+    settings: &Settings,
+) -> Result<rpc::Listeners, rpc::ServeError> {
+    let mut listen = rpc::Listen { tcp, unix: Some(unix) };
+    if tcp.is_some() && !settings.allowed_users.iter().any(|user| user == "*") {
+        tracing::warn!("not serving gRPC on TCP: allowed-users names users, and a TCP peer could be anybody");
+        listen.tcp = None;
+    }
+    match rpc::Listeners::bind(&listen) {
+        Err(error @ rpc::ServeError::Tcp { .. }) => {
+            tracing::error!(%error, "going on without gRPC on TCP");
+            rpc::Listeners::bind(&rpc::Listen { tcp: None, ..listen })
+        }
+        other => other,
     }
 }
 
@@ -143,8 +172,9 @@ fn rpc_services(store: &Arc<Store>, settings: &Settings) -> Result<rpc::Services
         trust_of: Arc::new(move |peer: UCred| {
             let peer = ::daemon::Peer::from_ids(peer.pid().unwrap_or_default(), peer.uid(), peer.gid());
             match peer.trust(&settings) {
-                Some(Trust::Trusted) => rpc::Trust::Trusted,
-                _ => rpc::Trust::Untrusted,
+                Some(Trust::Trusted) => Some(rpc::Trust::Trusted),
+                Some(Trust::Untrusted) => Some(rpc::Trust::Untrusted),
+                None => None,
             }
         }),
     })
@@ -170,18 +200,22 @@ fn raise_descriptor_limit() {
     }
 }
 
-async fn terminated() {
-    let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
-    match (terminate, interrupt) {
-        (Ok(mut terminate), Ok(mut interrupt)) => {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        }
-        _ => {
-            tracing::error!("cannot wait for signals; stop castored with SIGKILL");
-            std::future::pending::<()>().await;
+/// The signals that end the daemon. Caught from before the store is mounted, so that none of them leaves the mount
+/// behind.
+struct Termination([Signal; 3]);
+
+impl Termination {
+    fn catch() -> Result<Self, Failure> {
+        let catch = |kind| signal(kind).map_err(|source| Failure::Process { action: "catch signals", source });
+        Ok(Self([catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?, catch(SignalKind::hangup())?]))
+    }
+
+    async fn wait(mut self) {
+        let [terminate, interrupt, hangup] = &mut self.0;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
         }
     }
 }

@@ -48,7 +48,13 @@ fn parse(arguments: &[OsString]) -> Result<Asked, Failure> {
         let mut value = || rest.next().ok_or_else(|| Failure::Usage(format!("'{argument}' needs an argument")));
         match argument.as_str() {
             "--daemon" | "--verbose" | "-v" | "--quiet" | "--debug" | "--process-ops" => {}
-            "--force-trusted" | "--force-untrusted" | "--default-trust" => {}
+            // Through the running daemon, its view of who connects decides.
+            "--force-trusted" | "--default-trust" => {}
+            "--force-untrusted" => {
+                return Err(Failure::Usage(
+                    "'--force-untrusted' is not supported; refusing rather than trusting".into(),
+                ));
+            }
             "--stdio" => asked.stdio = true,
             "--version" => asked.version = true,
             "--option" => {
@@ -140,5 +146,6 @@ mod tests {
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
         );
         assert!(parse(&[OsString::from("frobnicate")]).is_err());
+        assert!(parse(&[OsString::from("--stdio"), OsString::from("--force-untrusted")]).is_err());
     }
 }

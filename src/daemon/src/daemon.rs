@@ -13,6 +13,7 @@ use store::Store;
 
 use crate::config::Locations;
 use crate::peer::Peer;
+use crate::streams::Streams;
 
 /// A daemon: its store, its builds, its configuration and its clients.
 pub struct Daemon {
@@ -22,6 +23,7 @@ pub struct Daemon {
     pub(crate) locations: Locations,
     /// `trusted-public-keys`, read.
     pub(crate) keys: Arc<[PublicKey]>,
+    pub(crate) streams: Streams,
     clients: Mutex<BTreeMap<u64, Client>>,
     next_client: AtomicU64,
 }
@@ -48,6 +50,7 @@ impl Daemon {
     ) -> Result<Arc<Self>, signature::Error> {
         Ok(Arc::new(Self {
             keys: settings.public_keys()?.into(),
+            streams: Streams::new(),
             store,
             scheduler,
             settings: Arc::new(settings),

@@ -14,6 +14,9 @@ pub enum OpError {
         message: String,
         /// The exit status that clients below 1.26 are given.
         status: u64,
+        /// Whether the work may have ended in the middle of a payload. Where only the payload itself tells its end,
+        /// that is fatal.
+        in_payload: bool,
     },
     /// The client is told, and the connection ends: where its next request begins cannot be known.
     #[error("{0}")]
@@ -26,7 +29,7 @@ pub enum OpError {
 impl OpError {
     /// A refusal with the general exit status.
     pub fn new(message: impl Into<String>) -> Self {
-        Self::Refused { message: message.into(), status: GENERAL_FAILURE }
+        Self::Refused { message: message.into(), status: GENERAL_FAILURE, in_payload: false }
     }
 
     /// A failure after which the stream is out of step.
@@ -39,6 +42,14 @@ impl OpError {
         let message = message.into();
         tracing::error!(message, "internal error");
         Self::new(format!("internal error of castored: {message}"))
+    }
+
+    /// The same, where the end of the payload cannot be found any more.
+    pub(crate) fn out_of_step(self) -> Self {
+        match self {
+            Self::Refused { message, in_payload: true, .. } => Self::Fatal(message),
+            other => other,
+        }
     }
 
     /// What the client is told.
@@ -67,6 +78,10 @@ impl From<ConnectionError> for OpError {
 
 impl From<store::Error> for OpError {
     fn from(error: store::Error) -> Self {
-        Self::new(error.to_string())
+        use store::Error as E;
+        // These can come up while a payload is read; the others when it has been read to its end.
+        let in_payload =
+            matches!(error, E::Nar(_) | E::Castore(_) | E::Index(_) | E::Tree(_) | E::Stream { .. } | E::TrailingBytes);
+        Self::Refused { message: error.to_string(), status: GENERAL_FAILURE, in_payload }
     }
 }

@@ -160,7 +160,8 @@ impl build::Events for Events {
 fn is_log(message: &Message) -> bool {
     match message {
         Message::Next(_) => true,
-        Message::Result { kind, .. } => matches!(kind, ResultKind::BuildLogLine | ResultKind::Progress),
+        // Builders make these, as many as they like.
+        Message::Result { kind, .. } => *kind != ResultKind::SetExpected,
         _ => false,
     }
 }

@@ -21,6 +21,7 @@ mod payload;
 mod peer;
 mod server;
 mod session;
+mod streams;
 
 pub use config::{ConfigError, Locations, load_settings};
 pub use connection::ConnectionError;

@@ -35,7 +35,7 @@ pub(crate) fn apply(daemon: &Settings, options: &ClientOptions, trusted: bool, e
             }
         } else if name == "substituters" || name == "binary-caches" {
             settings.substituters = granted_substituters(daemon, value, events);
-        } else if !is_same(daemon, name, value) {
+        } else {
             events.log(
                 Verbosity::Debug,
                 format!(
@@ -46,12 +46,6 @@ pub(crate) fn apply(daemon: &Settings, options: &ClientOptions, trusted: bool, e
         }
     }
     settings
-}
-
-/// Whether setting it would change nothing, so that nothing need be said.
-fn is_same(daemon: &Settings, name: &str, value: &str) -> bool {
-    let mut changed = daemon.clone();
-    changed.set(name, value).is_ok() && changed == *daemon
 }
 
 /// Those the daemon uses itself or trusts, with or without a slash at the end.

@@ -8,18 +8,18 @@
 //! begins there.
 
 use std::io::{self, Read};
-use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
+use nix_compat::nar::{NarEvent, NarReader};
 use nix_compat::wire::{Frame, FrameDecoder, MAX_STRING};
 use nix_compat::worker::Payload;
 use nix_compat::worker::stderr::Message;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 
 use crate::connection::{ConnectionError, Input, LARGE_READ};
+use crate::context::Session;
 use crate::error::OpError;
-use crate::events::Events;
+use crate::streams::Running;
 
 /// Bytes handed over at a time.
 const PIECE: usize = 256 * 1024;
@@ -102,18 +102,30 @@ impl Read for PayloadReader {
 
 type Outcome<T> = (Result<T, OpError>, BytesMut);
 
-fn start<T: Send + 'static>(
-    mut reader: PayloadReader,
-    work: impl FnOnce(&mut PayloadReader) -> Result<T, OpError> + Send + 'static,
-) -> JoinHandle<Outcome<T>> {
-    tokio::task::spawn_blocking(move || {
-        let result = work(&mut reader);
-        (result, reader.into_leftover())
-    })
+/// The work with what it leaves unread.
+fn outcome<T>(mut reader: PayloadReader, work: impl FnOnce(&mut PayloadReader) -> Result<T, OpError>) -> Outcome<T> {
+    let result = work(&mut reader);
+    (result, reader.into_leftover())
 }
 
-async fn finished<T>(worker: JoinHandle<Outcome<T>>) -> Outcome<T> {
-    worker.await.unwrap_or_else(|e| (Err(OpError::internal(format!("a worker thread failed: {e}"))), BytesMut::new()))
+async fn start<T: Send + 'static>(
+    session: &Session,
+    reader: PayloadReader,
+    work: impl FnOnce(&mut PayloadReader) -> Result<T, OpError> + Send + 'static,
+) -> Result<Running<Outcome<T>>, OpError> {
+    session.daemon.streams.start(move || outcome(reader, work)).await
+}
+
+fn ended<T>(received: Result<Outcome<T>, impl std::fmt::Display>) -> Outcome<T> {
+    received.unwrap_or_else(|e| (Err(OpError::internal(format!("a worker thread failed: {e}"))), BytesMut::new()))
+}
+
+/// Works on a payload that is here already.
+async fn whole<T: Send + 'static>(
+    data: Bytes,
+    work: impl FnOnce(&mut PayloadReader) -> Result<T, OpError> + Send + 'static,
+) -> Result<T, OpError> {
+    ended(tokio::task::spawn_blocking(move || outcome(PayloadReader::whole(data), work)).await).0
 }
 
 /// Receives the payload of a request and runs `work` on it.
@@ -121,34 +133,34 @@ async fn finished<T>(worker: JoinHandle<Outcome<T>>) -> Outcome<T> {
 /// # Errors
 /// Those of `work`; fatal ones when the stream breaks off or its end cannot be found.
 pub(crate) async fn receive<T: Send + 'static>(
+    session: &Session,
     input: &mut Input,
-    events: &Arc<Events>,
     payload: Payload,
     work: impl FnOnce(&mut PayloadReader) -> Result<T, OpError> + Send + 'static,
 ) -> Result<T, OpError> {
     match payload {
-        Payload::None => finished(start(PayloadReader::whole(Bytes::new()), work)).await.0,
-        Payload::Framed => framed(input, work).await,
+        Payload::None => whole(Bytes::new(), work).await,
+        Payload::Framed => framed(session, input, work).await,
         Payload::InlineNar => {
-            events.hold();
-            let result = inline(input, work).await;
-            events.release();
+            session.events.hold();
+            let result = inline(session, input, work).await;
+            session.events.release();
             result
         }
-        Payload::StderrRead => asked(input, events, work).await,
+        Payload::StderrRead => asked(session, input, work).await,
     }
 }
 
-/// Consumes a payload that nobody wants, because the request was refused.
+/// Consumes a payload that nobody wants, because the request was refused or its path is there.
 ///
 /// # Errors
 /// When the stream breaks off, or its end cannot be found.
-pub(crate) async fn discard(input: &mut Input, payload: Payload) -> Result<(), OpError> {
+pub(crate) async fn discard(session: &Session, input: &mut Input, payload: Payload) -> Result<(), OpError> {
     match payload {
         // A client that has to be asked has sent nothing.
         Payload::None | Payload::StderrRead => Ok(()),
         Payload::Framed => {
-            framed(input, |reader| {
+            framed(session, input, |reader| {
                 // A stream that breaks off is noticed at the other end of the channel.
                 let _ = io::copy(reader, &mut io::sink());
                 Ok(())
@@ -156,40 +168,56 @@ pub(crate) async fn discard(input: &mut Input, payload: Payload) -> Result<(), O
             .await
         }
         Payload::InlineNar => {
-            inline(input, |reader| {
-                let mut nar = nix_compat::nar::NarReader::new(reader);
-                loop {
-                    match nar.next() {
-                        Ok(nix_compat::nar::NarEvent::End) => return Ok(()),
-                        Ok(_) => {}
-                        Err(error) => return Err(OpError::fatal(error.to_string())),
-                    }
-                }
-            })
-            .await
+            let skip = |reader: &mut PayloadReader| {
+                let mut nar = NarReader::new(reader);
+                while nar.next().map_err(store::Error::from)? != NarEvent::End {}
+                Ok(())
+            };
+            inline(session, input, skip).await
         }
     }
 }
 
 async fn framed<T: Send + 'static>(
+    session: &Session,
     input: &mut Input,
     work: impl FnOnce(&mut PayloadReader) -> Result<T, OpError> + Send + 'static,
 ) -> Result<T, OpError> {
-    let mut work = Some(work);
-    let mut worker = None;
     let mut frames = FrameDecoder::new();
     let mut piece = BytesMut::new();
+    // Small payloads are received whole; only a larger one gets a thread that goes along.
+    while piece.len() < PIECE {
+        if !next_frame(input, &mut frames, &mut piece).await? {
+            return whole(piece.freeze(), work).await;
+        }
+    }
+    let (send, receive) = mpsc::channel(WAITING_PIECES);
+    let reader = PayloadReader { current: piece.split().freeze(), ended: false, receive, ask: None };
+    let worker = start(session, reader, work).await?;
+    // A worker that has given up wants no more; the frames are read to their end all the same.
+    while next_frame(input, &mut frames, &mut piece).await? {
+        if piece.len() >= PIECE {
+            let _ = send.send(Piece::Data(piece.split().freeze())).await;
+        }
+    }
+    let _ = send.send(Piece::Data(piece.freeze())).await;
+    let _ = send.send(Piece::End).await;
+    ended(worker.await).0
+}
+
+/// Appends what comes next in a framed stream to `piece`; false at its end.
+async fn next_frame(input: &mut Input, frames: &mut FrameDecoder, piece: &mut BytesMut) -> Result<bool, OpError> {
     loop {
         let mut received = &input.buffer()[..];
         let before = received.len();
         let frame = frames.decode(&mut received).map_err(ConnectionError::Invalid)?;
         let used = before - received.len();
-        let ended = match frame {
+        let goes_on = match frame {
             Frame::Data(data) => {
                 piece.extend_from_slice(data);
-                false
+                true
             }
-            Frame::End => true,
+            Frame::End => false,
             Frame::NeedMore => {
                 input.buffer().clear();
                 if !input.fill(LARGE_READ).await? {
@@ -199,89 +227,73 @@ async fn framed<T: Send + 'static>(
             }
         };
         input.buffer().advance(used);
-        if ended {
-            break;
-        }
-        if piece.len() >= PIECE {
-            let (send, _) = worker.get_or_insert_with(|| {
-                let (send, receive) = mpsc::channel(WAITING_PIECES);
-                let reader = PayloadReader { current: Bytes::new(), ended: false, receive, ask: None };
-                let Some(work) = work.take() else { unreachable!("the worker is started once") };
-                (send, start(reader, work))
-            });
-            // A worker that has given up wants no more; the frames are read to their end all the same.
-            let _ = send.send(Piece::Data(piece.split().freeze())).await;
-        }
-    }
-    match (worker, work) {
-        (Some((send, worker)), _) => {
-            let _ = send.send(Piece::Data(piece.freeze())).await;
-            let _ = send.send(Piece::End).await;
-            finished(worker).await.0
-        }
-        (None, Some(work)) => finished(start(PayloadReader::whole(piece.freeze()), work)).await.0,
-        (None, None) => Err(OpError::internal("a payload was worked on twice")),
+        return Ok(goes_on);
     }
 }
 
 async fn inline<T: Send + 'static>(
+    session: &Session,
     input: &mut Input,
     work: impl FnOnce(&mut PayloadReader) -> Result<T, OpError> + Send + 'static,
 ) -> Result<T, OpError> {
+    // No thread before there is something for it.
+    if input.buffer().is_empty() && !input.fill(LARGE_READ).await? {
+        return Err(ConnectionError::Disconnected.into());
+    }
     let (send, receive) = mpsc::channel(WAITING_PIECES);
-    let reader = PayloadReader { current: Bytes::new(), ended: false, receive, ask: None };
-    let mut worker = start(reader, work);
+    let reader = PayloadReader { current: input.buffer().split().freeze(), ended: false, receive, ask: None };
+    let mut worker = start(session, reader, work).await?;
     let (result, mut leftover) = loop {
-        let piece = input.buffer().split().freeze();
-        if !piece.is_empty() {
-            // The bytes are cheap to keep until it is known whether they were taken.
-            if send.send(Piece::Data(piece.clone())).await.is_err() {
-                let (result, mut leftover) = finished(worker).await;
-                leftover.extend_from_slice(&piece);
-                break (result, leftover);
-            }
-        }
         tokio::select! {
-            outcome = &mut worker => {
-                break outcome.unwrap_or_else(|e| (Err(OpError::internal(e.to_string())), BytesMut::new()));
-            }
+            outcome = &mut worker => break ended(outcome),
             more = input.fill(LARGE_READ) => {
                 if !more? {
                     drop(send);
-                    return finished(worker).await.0;
+                    return ended(worker.await).0.map_err(OpError::out_of_step);
                 }
             }
+        }
+        let piece = input.buffer().split().freeze();
+        // The bytes are cheap to keep until it is known whether they were taken.
+        if send.send(Piece::Data(piece.clone())).await.is_err() {
+            let (result, mut leftover) = ended(worker.await);
+            leftover.extend_from_slice(&piece);
+            break (result, leftover);
         }
     };
     leftover.extend_from_slice(input.buffer());
     *input.buffer() = leftover;
-    result
+    // After an error in the middle, what follows is the rest of a file and no request.
+    result.map_err(OpError::out_of_step)
 }
 
 async fn asked<T: Send + 'static>(
+    session: &Session,
     input: &mut Input,
-    events: &Arc<Events>,
     work: impl FnOnce(&mut PayloadReader) -> Result<T, OpError> + Send + 'static,
 ) -> Result<T, OpError> {
     let (send, receive) = mpsc::channel(1);
     let (ask, mut questions) = mpsc::channel(1);
-    let reader = PayloadReader { current: Bytes::new(), ended: false, receive, ask: Some(ask) };
-    let mut worker = start(reader, work);
+    let current = ask_client(session, input).await?;
+    let reader = PayloadReader { ended: current.is_empty(), current, receive, ask: Some(ask) };
+    let mut worker = start(session, reader, work).await?;
     loop {
         tokio::select! {
             biased;
             question = questions.recv() => {
                 if question.is_none() {
-                    return finished(worker).await.0;
+                    return ended(worker.await).0;
                 }
-                events.push(Message::Read(ASKED));
-                let data = input.decode(|reader| Ok(Bytes::copy_from_slice(reader.bytes(MAX_STRING)?))).await?;
-                let piece = if data.is_empty() { Piece::End } else { Piece::Data(data) };
-                let _ = send.send(piece).await;
+                let data = ask_client(session, input).await?;
+                let _ = send.send(if data.is_empty() { Piece::End } else { Piece::Data(data) }).await;
             }
-            outcome = &mut worker => {
-                return outcome.unwrap_or_else(|e| (Err(OpError::internal(e.to_string())), BytesMut::new())).0;
-            }
+            outcome = &mut worker => return ended(outcome).0,
         }
     }
+}
+
+/// Asks for the next piece. An empty one means that there is no more.
+async fn ask_client(session: &Session, input: &mut Input) -> Result<Bytes, OpError> {
+    session.events.push(Message::Read(ASKED));
+    Ok(input.decode(|reader| Ok(Bytes::copy_from_slice(reader.bytes(MAX_STRING)?))).await?)
 }

@@ -33,19 +33,30 @@ impl Daemon {
     }
 
     fn admit(self: &Arc<Self>, stream: UnixStream) {
-        let peer = match Peer::of(&stream) {
-            Ok(peer) => peer,
-            Err(error) => {
-                tracing::warn!(%error, "refused a client whose identity is not known");
-                return;
-            }
-        };
-        let Some(trust) = peer.trust(&self.settings) else {
-            tracing::warn!(user = peer.user, pid = peer.pid, "refused a user who is not in allowed-users");
-            return;
-        };
         let daemon = self.clone();
         tokio::spawn(async move {
+            // Names of users and groups may come from the network.
+            let settings = daemon.settings.clone();
+            let identified = tokio::task::spawn_blocking(move || {
+                let peer = Peer::of(&stream)?;
+                let trust = peer.trust(&settings);
+                Ok::<_, nix::Error>((stream, peer, trust))
+            });
+            let (stream, peer, trust) = match identified.await {
+                Ok(Ok((stream, peer, Some(trust)))) => (stream, peer, trust),
+                Ok(Ok((_, peer, None))) => {
+                    tracing::warn!(user = peer.user, pid = peer.pid, "refused a user who is not in allowed-users");
+                    return;
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "refused a client whose identity is not known");
+                    return;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "cannot look up a client");
+                    return;
+                }
+            };
             let _entered = daemon.enter(peer.clone());
             tracing::debug!(user = peer.user, pid = peer.pid, ?trust, "accepted a client");
             if let Err(error) = session::serve(daemon, stream, peer.clone(), trust).await {

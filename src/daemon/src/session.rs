@@ -24,6 +24,9 @@ use crate::peer::{Peer, Trust};
 /// behaviour castored follows.
 pub const NIX_VERSION: &str = "2.34.8";
 
+/// The features offered. Deleting only the dead among given paths is not done yet, so it is not offered.
+const OFFERED: Features = Features::REALISATION_WITH_PATH;
+
 /// Serves one client until it leaves.
 ///
 /// # Errors
@@ -69,7 +72,7 @@ async fn shake_hands(
     };
     let store_dir = daemon.store.store_dir().clone();
     let version = format!("{NIX_VERSION} (castored {})", env!("CARGO_PKG_VERSION"));
-    let mut handshake = ServerHandshake::new(store_dir, version, told, Features::ALL);
+    let mut handshake = ServerHandshake::new(store_dir, version, told, OFFERED);
     loop {
         let mut writer = Writer::new();
         let advanced = handshake.advance(input.buffer(), &mut writer);

@@ -26,8 +26,8 @@ pub enum Trust {
     Untrusted,
 }
 
-/// Decides about a peer on the Unix socket by its credentials.
-pub type TrustOf = Arc<dyn Fn(UCred) -> Trust + Send + Sync>;
+/// Decides about a peer on the Unix socket by its credentials; `None` turns it away.
+pub type TrustOf = Arc<dyn Fn(UCred) -> Option<Trust> + Send + Sync>;
 
 /// Who is at the other end of a connection; in the extensions of every request.
 #[derive(Clone, Debug)]
@@ -89,19 +89,23 @@ enum Listener {
 }
 
 impl Listener {
-    async fn accept(&self) -> io::Result<(Socket, Peer)> {
+    /// The next connection; `None` for one that was turned away.
+    async fn accept(&self) -> io::Result<Option<(Socket, Peer)>> {
         match self {
             Listener::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
                 stream.set_nodelay(true)?;
                 let peer = Peer { trust: Trust::Untrusted, origin: Origin::Tcp(address) };
-                Ok((Socket::Tcp(stream), peer))
+                Ok(Some((Socket::Tcp(stream), peer)))
             }
             Listener::Unix(listener, trust_of) => {
                 let (stream, _) = listener.accept().await?;
                 let credentials = stream.peer_cred().ok();
-                let trust = credentials.map_or(Trust::Untrusted, |credentials| trust_of(credentials));
-                Ok((Socket::Unix(stream), Peer { trust, origin: Origin::Unix(credentials) }))
+                let Some(trust) = credentials.and_then(|credentials| trust_of(credentials)) else {
+                    tracing::warn!(?credentials, "refused a grpc peer who is not in allowed-users");
+                    return Ok(None);
+                };
+                Ok(Some((Socket::Unix(stream), Peer { trust, origin: Origin::Unix(credentials) })))
             }
         }
     }
@@ -116,7 +120,8 @@ async fn accept(listener: Listener, room: Arc<Semaphore>, connections: mpsc::Sen
     let mut pause = FIRST_PAUSE;
     while let Ok(permit) = room.clone().acquire_owned().await {
         match listener.accept().await {
-            Ok((socket, peer)) => {
+            Ok(None) => {}
+            Ok(Some((socket, peer))) => {
                 pause = FIRST_PAUSE;
                 tracing::debug!(?peer, "grpc connection");
                 if connections.send(Connection { socket, peer, _permit: permit }).await.is_err() {

@@ -48,7 +48,7 @@ impl Fixture {
             directories: store.engine().clone(),
             paths: store.clone(),
             trusted_keys: vec![SecretKey::parse(SECRET_KEY).unwrap().public_key()],
-            trust_of: Arc::new(move |_| trust),
+            trust_of: Arc::new(move |_| Some(trust)),
         };
         let server = TestServer::unix(services, dir.path().join("grpc.socket"));
         let client = PathInfoServiceClient::new(server.channel());
@@ -223,7 +223,7 @@ fn tcp_peers_are_not_trusted() {
         directories: store.engine().clone(),
         paths: store.clone(),
         trusted_keys: Vec::new(),
-        trust_of: Arc::new(|_| Trust::Trusted),
+        trust_of: Arc::new(|_| Some(Trust::Trusted)),
     };
     let server = TestServer::tcp(services);
     let mut client = PathInfoServiceClient::new(server.channel());

@@ -31,13 +31,13 @@ pub(super) async fn content(
     let options = match options {
         Ok(options) => options,
         Err(error) => {
-            payload::discard(input, payload).await?;
+            payload::discard(session, input, payload).await?;
             return Err(error);
         }
     };
     let store = session.store().clone();
     let temp_roots = session.temp_roots.clone();
-    let info = payload::receive(input, &session.events, payload, move |reader| {
+    let info = payload::receive(session, input, payload, move |reader| {
         let info = if old && options.method != Method::Nar {
             add_flat_from_nar(&store, &options, reader)?
         } else {
@@ -122,15 +122,21 @@ pub(super) async fn nar(
 ) -> Result<Response, OpError> {
     let mut info = request.info;
     session.temp_roots.add(&info.path);
-    let checked = admit(session, &mut info, request.dont_check_sigs);
-    let known = session.store().is_valid(&info.path)?;
-    if known || checked.is_err() {
-        payload::discard(input, payload).await?;
-        checked?;
-        return Ok(Response::Nothing);
+    let admitted =
+        admit(session, &mut info, request.dont_check_sigs).and_then(|()| Ok(session.store().is_valid(&info.path)?));
+    match admitted {
+        Ok(false) => {}
+        Ok(true) => {
+            payload::discard(session, input, payload).await?;
+            return Ok(Response::Nothing);
+        }
+        Err(refusal) => {
+            payload::discard(session, input, payload).await?;
+            return Err(refusal);
+        }
     }
     let store = session.store().clone();
-    payload::receive(input, &session.events, payload, move |reader| {
+    payload::receive(session, input, payload, move |reader| {
         let new = store.import_with_info(info, reader)?;
         // Other transports have no end mark, and end with the archive.
         if payload == Payload::Framed {

@@ -1,10 +1,13 @@
 //! Building. The work is the scheduler's; here its results become what the protocol wants.
 
-use nix_compat::derivation::{BasicDerivation, Output};
+use nix_compat::content_address::Method;
+use nix_compat::derivation::{BasicDerivation, Derivation, Output};
+use nix_compat::hash::Algorithm;
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::stderr::Verbosity;
 use nix_compat::worker::{BuildMode, BuildResult, DerivedPath, Response};
 
+use store::AddOptions;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Session;
@@ -45,7 +48,7 @@ fn all_succeeded(session: &Session, results: &[(DerivedPath, BuildResult)]) -> R
                 session.events.log(Verbosity::Error, format!("error: {text}"));
             }
             let message = String::from_utf8_lossy(&error.message).into_owned();
-            Err(OpError::Refused { message, status: error.status })
+            Err(OpError::Refused { message, status: error.status, in_payload: false })
         }
     }
 }
@@ -74,16 +77,37 @@ pub(super) async fn derivation(
     derivation: BasicDerivation,
     mode: BuildMode,
 ) -> Result<Response, OpError> {
-    // An untrusted client names the outputs of an input-addressed derivation as it likes; nothing ties them to
-    // what is built. Content-addressed outputs are what they are.
-    let content_addressed = derivation.outputs.values().all(|output| matches!(output, Output::Fixed { .. }));
-    if !session.is_trusted() && !content_addressed {
-        return Err(OpError::new("you are not privileged to build input-addressed derivations"));
-    }
+    let drv_path = if session.is_trusted() { drv_path } else { own_path(session, drv_path, &derivation).await? };
     let scheduler = &session.daemon.scheduler;
     let result =
         scheduler.build_derivation(drv_path, derivation, mode, session.settings.clone(), client(session)).await;
     Ok(Response::BuildResult(result))
+}
+
+/// The path under which an untrusted client's derivation is built.
+///
+/// Nothing ties the outputs of an input-addressed derivation to what is built, so only content-addressed ones are
+/// taken, and these must be where their hashes put them. The client's word for the derivation's own path counts for
+/// nothing either, since logs and derivers go by it: the derivation is stored, and has the path that follows.
+async fn own_path(session: &Session, drv_path: StorePath, derivation: &BasicDerivation) -> Result<StorePath, OpError> {
+    if !derivation.outputs.values().all(|output| matches!(output, Output::Fixed { .. })) {
+        return Err(OpError::new("you are not privileged to build input-addressed derivations"));
+    }
+    let derivation = Derivation::from(derivation.clone());
+    session
+        .blocking(move |store| {
+            derivation
+                .verify_outputs(store.store_dir(), &drv_path, &mut |_| None)
+                .map_err(|e| OpError::new(e.to_string()))?;
+            let options = AddOptions {
+                name: drv_path.name().to_owned(),
+                method: Method::Text,
+                algorithm: Algorithm::Sha256,
+                references: derivation.references(),
+            };
+            Ok(store.add(&options, &mut &derivation.to_aterm(store.store_dir())[..])?.path)
+        })
+        .await
 }
 
 /// QueryMissing.

@@ -17,6 +17,7 @@ use crate::connection::{ConnectionError, Input, Output};
 use crate::context::Session;
 use crate::error::OpError;
 use crate::payload;
+use crate::streams::Running;
 
 /// Bytes of a NAR handed to the socket at a time.
 const PIECE: usize = 256 * 1024;
@@ -29,7 +30,8 @@ pub(crate) async fn stream_nar(
     output: &mut Output,
     path: &StorePath,
 ) -> Result<(), ConnectionError> {
-    let (mut pieces, rendering) = render(session, path.clone(), |_| Ok(()));
+    let failed = |error: String| ConnectionError::Io { action: "send a path to", source: io::Error::other(error) };
+    let (mut pieces, rendering) = render(session, path.clone(), |_| Ok(())).await.map_err(|e| failed(e.to_string()))?;
     while let Some(piece) = pieces.recv().await {
         output.queue(&piece);
         output.flush().await?;
@@ -38,9 +40,9 @@ pub(crate) async fn stream_nar(
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => {
             tracing::error!(path = %path, %error, "cannot send a path");
-            Err(ConnectionError::Io { action: "send a path to", source: io::Error::other(error.to_string()) })
+            Err(failed(error.to_string()))
         }
-        Err(error) => Err(ConnectionError::Io { action: "send a path to", source: io::Error::other(error) }),
+        Err(error) => Err(failed(error.to_string())),
     }
 }
 
@@ -53,7 +55,8 @@ pub(super) async fn export(session: &Session, path: StorePath) -> Result<Respons
         let mut writer = Writer::new();
         export::write_trailer(&store_dir, &trailer, &mut writer);
         out.write_all(writer.as_bytes())
-    });
+    })
+    .await?;
     while let Some(piece) = pieces.recv().await {
         session.events.push_data(Message::Write(piece)).await;
     }
@@ -61,24 +64,22 @@ pub(super) async fn export(session: &Session, path: StorePath) -> Result<Respons
     Ok(Response::One)
 }
 
-type Rendering = tokio::task::JoinHandle<Result<(), OpError>>;
-
-/// Renders a NAR, and what `then` adds, on a worker thread. When the receiver is dropped, so is the work.
-fn render(
+/// Renders a NAR, and what `then` adds, on a thread of its own. When the receiver is dropped, so is the work.
+async fn render(
     session: &Session,
     path: StorePath,
     then: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static,
-) -> (mpsc::Receiver<Vec<u8>>, Rendering) {
+) -> Result<(mpsc::Receiver<Vec<u8>>, Running<Result<(), OpError>>), OpError> {
     let (send, receive) = mpsc::channel(WAITING_PIECES);
     let store = session.store().clone();
-    let rendering = tokio::task::spawn_blocking(move || {
+    let work = move || {
         let mut out = Pieces { piece: Vec::with_capacity(PIECE), send };
         store.write_nar(&path, &mut out)?;
         then(&mut out)
             .and_then(|()| out.flush())
             .map_err(|e| OpError::new(format!("cannot send '{}': {e}", store.store_dir().display(&path))))
-    });
-    (receive, rendering)
+    };
+    Ok((receive, session.daemon.streams.start(work).await?))
 }
 
 struct Pieces {
@@ -107,7 +108,7 @@ pub(super) async fn import(session: &Session, input: &mut Input, payload: Payloa
     let temp_roots = session.temp_roots.clone();
     let keys = session.daemon.keys.clone();
     let check = session.settings.require_sigs && !session.is_trusted();
-    payload::receive(input, &session.events, payload, move |reader| {
+    payload::receive(session, input, payload, move |reader| {
         let mut imported = Vec::new();
         let broken = |e: io::Error| OpError::new(format!("cannot receive the export stream: {e}"));
         while export::read_word(reader).map_err(broken)? == export::MORE {

@@ -101,13 +101,17 @@ pub(super) async fn collect_garbage(session: &Session, asked: CollectGarbage) ->
         .await
 }
 
-pub(super) fn add_signatures(
+pub(super) async fn add_signatures(
     session: &Session,
-    path: &StorePath,
+    path: StorePath,
     signatures: BTreeSet<Signature>,
 ) -> Result<Response, OpError> {
-    session.store().add_signatures(path, signatures)?;
-    Ok(Response::One)
+    session
+        .blocking(move |store| {
+            store.add_signatures(&path, signatures)?;
+            Ok(Response::One)
+        })
+        .await
 }
 
 /// AddBuildLog: a log that was made elsewhere.
@@ -125,11 +129,11 @@ pub(super) async fn add_build_log(
         None
     };
     if let Some(refusal) = refusal {
-        payload::discard(input, payload).await?;
+        payload::discard(session, input, payload).await?;
         return Err(OpError::new(refusal));
     }
     let log_dir = session.daemon.locations.log_dir.clone();
-    payload::receive(input, &session.events, payload, move |reader| {
+    payload::receive(session, input, payload, move |reader| {
         let failed = |e: std::io::Error| OpError::new(format!("cannot store the log of '{path}': {e}"));
         let mut log = ::build::log::LogFile::create(&log_dir, &path, true).map_err(failed)?;
         let mut rest = reader.take(MAX_LOG);

@@ -73,7 +73,7 @@ pub(crate) async fn perform(session: &mut Session, input: &mut Input, request: R
         Request::AddMultipleToStore { repair: _, dont_check_sigs } => {
             multiple::add(session, input, dont_check_sigs, payload).await?
         }
-        Request::AddSignatures { path, signatures } => maintain::add_signatures(session, &path, signatures)?,
+        Request::AddSignatures { path, signatures } => maintain::add_signatures(session, path, signatures).await?,
         Request::AddBuildLog(path) => maintain::add_build_log(session, input, path, payload).await?,
 
         Request::NarFromPath(path) => {

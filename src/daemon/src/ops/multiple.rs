@@ -32,7 +32,7 @@ pub(super) async fn add(
         check: session.settings.require_sigs && !(dont_check_sigs && session.is_trusted()),
         batch: Vec::new(),
     };
-    payload::receive(input, &session.events, payload, move |reader| importer.run(reader)).await?;
+    payload::receive(session, input, payload, move |reader| importer.run(reader)).await?;
     Ok(Response::Nothing)
 }
 

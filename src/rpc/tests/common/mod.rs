@@ -79,7 +79,7 @@ where
         directories: castore,
         paths: Arc::new(NoPaths),
         trusted_keys: Vec::new(),
-        trust_of: Arc::new(|_| Trust::Untrusted),
+        trust_of: Arc::new(|_| Some(Trust::Untrusted)),
     }
 }
 

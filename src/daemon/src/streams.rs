@@ -1,0 +1,45 @@
+//! Threads for work that waits for a client.
+//!
+//! What reads a client's payload or renders a NAR for it goes at the client's pace. Such work must not take the
+//! places of work that only waits for the disk, so it has threads of its own, and a bound of its own.
+
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::error::OpError;
+
+/// Payloads and NARs under way at once; more wait for their turn.
+const MAX_STREAMS: usize = 512;
+
+/// Starts the threads.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    places: Arc<Semaphore>,
+}
+
+/// A thread's result, when it comes.
+pub(crate) type Running<T> = oneshot::Receiver<T>;
+
+impl Streams {
+    pub(crate) fn new() -> Self {
+        Self { places: Arc::new(Semaphore::new(MAX_STREAMS)) }
+    }
+
+    /// Runs `work` on a thread of its own, once there is a place for it.
+    pub(crate) async fn start<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<Running<T>, OpError> {
+        let failed = |e: &dyn std::fmt::Display| OpError::internal(format!("cannot start a thread: {e}"));
+        let place = self.places.clone().acquire_owned().await.map_err(|e| failed(&e))?;
+        let (send, receive) = oneshot::channel();
+        let thread = move || {
+            // Nobody waits for the result when the client is gone.
+            let _ = send.send(work());
+            drop(place);
+        };
+        std::thread::Builder::new().name("stream".into()).spawn(thread).map_err(|e| failed(&e))?;
+        Ok(receive)
+    }
+}
