@@ -53,13 +53,17 @@ pub enum IndexError {
     /// (a second fdatasync after a failed one proves nothing), so the index takes no more commits until it is reopened.
     #[error("making pack data durable")]
     Data(#[source] std::io::Error),
-    /// Writing to disk in the background failed. What was committed is still visible. A full disk is tried again
-    /// every second and at each [`Index::sync`]; any other failure stays until the index is opened anew.
+    /// Writing to disk in the background failed. What was committed is still visible. A full disk, and what that has
+    /// done to the database, is tried again every second and at each [`Index::sync`]; any other failure stays until the
+    /// index is opened anew.
     #[error("writing the index to disk")]
     Flush(#[source] Arc<IndexError>),
     /// The disk was full, and the database could not be opened again yet.
     #[error("the index is closed until there is space on the disk")]
     Closed,
+    /// The flusher thread panicked. The index takes no more commits until it is opened anew.
+    #[error("the thread that writes the index to disk panicked")]
+    Panicked,
     /// The flusher thread could not be started.
     #[error("starting the index's flusher thread")]
     Spawn(#[source] std::io::Error),

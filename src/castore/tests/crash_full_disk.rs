@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use castore::Digest;
-use castore::index::{Batch, IndexError};
+use castore::index::{Batch, Index, IndexError, IndexOptions};
 use castore::objects::{ObjectError, ObjectKey, ObjectKind, ObjectStore, Options};
 
 /// A small filesystem, unmounted at the end.
@@ -29,6 +29,13 @@ impl SmallDisk {
             let block = vec![1; size];
             while filler.write_all(&block).is_ok() {}
         }
+    }
+
+    /// Leaves this many bytes to write to.
+    fn fill_but(&self, left: u64) {
+        self.fill();
+        let filler = File::options().write(true).open(self.0.join("filler")).unwrap();
+        filler.set_len(filler.metadata().unwrap().len() - left).unwrap();
     }
 
     fn free(&self) {
@@ -108,4 +115,56 @@ fn a_full_disk_is_an_error_that_passes() {
         assert!(store.index().get(&table, name.as_bytes()).unwrap().is_some(), "{name}");
     }
     drop(store);
+}
+
+/// The journal has space, but the table that the database's own thread makes of it has not: the database declares itself
+/// poisoned, and no commit of ours saw the full disk.
+#[test]
+fn a_disk_that_was_full_for_the_database_alone_is_an_error_that_passes() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(dir.path()) else {
+        println!("SKIPPED: mounting a tmpfs is not allowed here");
+        return;
+    };
+    let index_dir = dir.path().join("index");
+    let index = Index::open(&index_dir, &IndexOptions::default()).unwrap();
+    let table = index.table("notes").unwrap();
+    let mut noise = blake3::Hasher::new().finalize_xof();
+    let mut note = |number: u32| {
+        let mut value = vec![0; 1 << 20];
+        noise.fill(&mut value);
+        let mut batch = Batch::new();
+        batch.put(table, &number.to_be_bytes(), value);
+        index.commit(batch)
+    };
+    disk.fill_but(24 << 20);
+    // A table is written out at 16 MiB, which the journal has by then as well.
+    let mut accepted = 0;
+    let error = loop {
+        assert!(accepted < 40, "more fits than there is space for");
+        let result = note(accepted).and_then(|()| index.sync());
+        match result {
+            Err(error) => break error,
+            Ok(()) => accepted += 1,
+        }
+        // Gives the thread the time to fail before the journal does.
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    };
+    let IndexError::Flush(cause) = &error else { panic!("{error:?}") };
+    assert!(format!("{cause:?}").contains("Poisoned"), "this test meets another failure than it is about: {cause:?}");
+
+    disk.free();
+    let began = std::time::Instant::now();
+    while let Err(error) = index.sync() {
+        assert!(began.elapsed().as_secs() < 30, "there is space, and still: {error:?}");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    note(1000).unwrap();
+    index.sync().unwrap();
+    drop(index);
+    let index = Index::open(&index_dir, &IndexOptions::default()).unwrap();
+    let table = index.table("notes").unwrap();
+    for number in (0..=accepted).chain([1000]) {
+        assert!(index.get(&table, &number.to_be_bytes()).unwrap().is_some(), "{number}");
+    }
 }

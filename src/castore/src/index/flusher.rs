@@ -1,6 +1,7 @@
 //! The thread that moves generations from the overlay to the disk, and those who wait for it.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -124,7 +125,7 @@ impl Flushing {
             }
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "writing the index to disk failed");
-                state.broken = !is_full(&error);
+                state.broken = !may_pass(&error);
                 state.error = Some(Arc::new(error));
                 state.dirty = true;
             }
@@ -143,7 +144,10 @@ type Rows = HashMap<(usize, Bytes), Bytes>;
 pub(super) fn run(inner: &Inner, data: &dyn DataFiles) {
     let mut rows = Rows::new();
     while inner.flushing.next() {
-        if !inner.flushing.finish(flush(inner, data, &mut rows)) {
+        // Everybody waits for this thread, so a bug below it must become their error, not their wait without end. What
+        // the panic left half done is not looked at again: the index is broken from then on.
+        let result = catch_unwind(AssertUnwindSafe(|| flush(inner, data, &mut rows)));
+        if !inner.flushing.finish(result.unwrap_or(Err(IndexError::Panicked))) {
             return;
         }
     }
@@ -151,7 +155,7 @@ pub(super) fn run(inner: &Inner, data: &dyn DataFiles) {
 
 fn flush(inner: &Inner, data: &dyn DataFiles, rows: &mut Rows) -> Result<(), IndexError> {
     if let Some(leftover) = inner.overlay.leftover() {
-        // The last write failed for lack of space, and the database accepts no other until it is opened again.
+        // The last write failed, for lack of space as a rule, and the database accepts no other until it is opened again.
         storage::has_space(&inner.dir).map_err(|error| IndexError::Database {
             doing: "looking for space for the journal",
             source: fjall::Error::Io(error),
@@ -168,14 +172,18 @@ fn flush(inner: &Inner, data: &dyn DataFiles, rows: &mut Rows) -> Result<(), Ind
     Ok(())
 }
 
-/// Whether it is a lack of space that made writing the database fail: it may go away, and the write itself failed,
-/// not an fsync after it, so nothing is in doubt.
-fn is_full(error: &IndexError) -> bool {
+/// Whether opening the database again may cure the failure.
+///
+/// A lack of space may go away, and the write itself failed, not an fsync after it, so nothing is in doubt. A
+/// *poisoned* database refused the write because one of its own threads failed before, e.g. had no space to write out a
+/// table. All that thread works on is in the synced journal, from which opening starts anew. (A commit whose own fsync
+/// fails is told so with that error, not with this one.)
+fn may_pass(error: &IndexError) -> bool {
     let full = |error: &std::io::Error| {
         matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
     };
     match error {
-        IndexError::Closed => true,
+        IndexError::Closed | IndexError::Database { source: fjall::Error::Poisoned, .. } => true,
         IndexError::Database { source: fjall::Error::Io(error), .. } => full(error),
         IndexError::Database { source: fjall::Error::Storage(fjall::LsmError::Io(error)), .. } => full(error),
         _ => false,

@@ -158,10 +158,12 @@ struct Recorder {
     table: Mutex<Option<Table>>,
     syncs: AtomicU64,
     fail: AtomicBool,
+    panic: AtomicBool,
 }
 
 impl DataFiles for Recorder {
     fn make_durable(&self) -> std::io::Result<Vec<DataRow>> {
+        assert!(!self.panic.load(Ordering::Acquire), "told to panic");
         if self.fail.load(Ordering::Acquire) {
             return Err(std::io::Error::other("the disk is on fire"));
         }
@@ -227,6 +229,31 @@ fn data_that_cannot_be_made_durable_stops_commits_and_leaves_no_entry() {
     let table = index.table("one").unwrap();
     assert!(index.get(&table, b"before").unwrap().is_some());
     assert!(index.get(&table, b"doomed").unwrap().is_none(), "its data may not be there");
+}
+
+#[test]
+fn a_panic_while_flushing_is_an_error_for_all_and_no_wait_without_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let recorder = Arc::new(Recorder::default());
+    let recovered = RecoveredIndex::open(&dir.path().join("index"), &IndexOptions::default()).unwrap();
+    let table = recovered.table("one").unwrap();
+    let index = Arc::new(recovered.start(recorder.clone()).unwrap());
+    recorder.panic.store(true, Ordering::Release);
+    let (send, receive) = std::sync::mpsc::channel();
+    let other = Arc::clone(&index);
+    std::thread::spawn(move || {
+        let committed = |key: &[u8]| {
+            let mut batch = Batch::new();
+            batch.put(table, key, b"value".to_vec());
+            other.commit(batch)
+        };
+        committed(b"before").unwrap();
+        send.send([other.sync(), other.sync(), committed(b"after")])
+    });
+    let results = receive.recv_timeout(std::time::Duration::from_secs(30)).expect("somebody waits for ever");
+    for result in results {
+        assert!(matches!(result, Err(IndexError::Flush(error)) if matches!(*error, IndexError::Panicked)));
+    }
 }
 
 #[test]
