@@ -13,8 +13,10 @@ use std::path::{Path, PathBuf};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstat, fstatat};
+use nix::sys::stat::{SFlag, fstat, fstatat};
 use nix_compat::nar::NarWriter;
+
+use crate::own::{self, kind};
 
 /// Bytes read from a file at once.
 const PIECE: usize = 256 * 1024;
@@ -130,11 +132,9 @@ impl<'a> Dump<'a> {
             .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
         let mut result = openat2(dir, name, how);
         if matches!(result, Err(Errno::EACCES)) && self.make_readable {
-            let mode = Mode::from_bits_truncate(if flags.contains(OFlag::O_DIRECTORY) { 0o700 } else { 0o600 });
-            let stat = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-            let mode = mode | Mode::from_bits_truncate(stat.st_mode & 0o777);
-            fchmodat(dir, name, mode, FchmodatFlags::FollowSymlink)?;
-            result = openat2(dir, name, how);
+            // Only its owner is refused; root enters anything.
+            let enter = if flags.contains(OFlag::O_DIRECTORY) { own::open_directory } else { own::open_file };
+            result = enter(dir, name);
         }
         result.map_err(|e| self.error("cannot open", e))
     }
@@ -158,10 +158,6 @@ impl<'a> Dump<'a> {
         let source = io::Error::from(errno);
         io::Error::new(source.kind(), format!("{what} '{}': {source}", self.path.display()))
     }
-}
-
-fn kind(stat: &FileStat) -> SFlag {
-    SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
 }
 
 /// A failure of the sink keeps its kind: the importing side tells a closed pipe from a bad tree by it.
@@ -242,7 +238,7 @@ mod tests {
     fn what_a_nar_cannot_hold_is_named() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("out")).unwrap();
-        nix::unistd::mkfifo(&dir.path().join("out/pipe"), Mode::S_IRWXU).unwrap();
+        nix::unistd::mkfifo(&dir.path().join("out/pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         let error = dump(dir.path(), "out").unwrap_err();
         assert_eq!(error.to_string(), "file 'out/pipe' has an unsupported type");
     }

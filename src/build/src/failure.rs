@@ -84,6 +84,10 @@ impl Failure {
         )
     }
 
+    pub(crate) fn no_derivation(dir: &StoreDir, drv: &StorePath) -> Self {
+        Self::misc(format!("failed to obtain derivation of '{}'", dir.display(drv)))
+    }
+
     pub(crate) fn hash_mismatch(drv: &str, specified: &str, got: &str) -> Self {
         Self::new(
             BuildStatus::OutputRejected,

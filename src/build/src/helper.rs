@@ -3,12 +3,13 @@
 use std::io::{self, PipeReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::fchown;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use crate::sandbox::{HELPER_NAME, Report, Spec};
+use crate::sandbox::{HELPER_NAME, Identity, Report, Spec};
 
 /// Longest report taken from a helper.
 const MAX_REPORT_BYTES: u64 = 64 * 1024;
@@ -40,6 +41,10 @@ impl Helper {
     pub fn spawn(exe: &Path, spec: &Spec) -> io::Result<(Self, PipeReader)> {
         let (socket, theirs) = UnixStream::pair()?;
         let (log, write) = io::pipe()?;
+        if let Identity::BuildUser { uid, gid } = spec.identity {
+            // Else the builder could write to it, but not open it anew, as /dev/stderr.
+            fchown(&write, Some(uid), Some(gid))?;
+        }
         let child = Command::new(exe)
             .arg0(HELPER_NAME)
             .env_clear()

@@ -19,6 +19,7 @@ pub mod helper;
 pub mod log;
 mod options;
 mod output;
+mod own;
 mod place;
 mod remove;
 mod room;

@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat, renameat};
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat};
+use nix::fcntl::{AtFlags, OFlag, renameat};
+use nix::sys::stat::{Mode, SFlag, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::own::{kind, open_directory};
 
 /// Removes the directory `path` and all below it. Its absence is fine.
 ///
@@ -44,18 +46,6 @@ pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     Ok(unlinkat(&parent, Path::new(name), UnlinkatFlags::RemoveDir)?)
 }
 
-/// Opens a directory, giving its owner the right to when it lacks.
-fn open_directory(parent: BorrowedFd<'_>, name: &Path) -> Result<OwnedFd, Errno> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let stat = fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-    let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
-    if kind == SFlag::S_IFDIR && stat.st_mode & 0o700 != 0o700 {
-        // Not a symlink, and nobody is left who could make it one.
-        fchmodat(parent, name, Mode::S_IRWXU, FchmodatFlags::FollowSymlink)?;
-    }
-    openat(parent, name, flags, Mode::empty())
-}
-
 /// Unlinks everything in `dir` that is no directory; gives the names of the directories.
 fn unlink_files(dir: BorrowedFd<'_>) -> io::Result<Vec<PathBuf>> {
     use std::os::unix::ffi::OsStrExt;
@@ -70,10 +60,7 @@ fn unlink_files(dir: BorrowedFd<'_>) -> io::Result<Vec<PathBuf>> {
         let name = Path::new(std::ffi::OsStr::from_bytes(bytes));
         let is_directory = match entry.file_type() {
             Some(kind) => kind == Type::Directory,
-            None => {
-                let mode = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_mode;
-                SFlag::from_bits_truncate(mode & SFlag::S_IFMT.bits()) == SFlag::S_IFDIR
-            }
+            None => kind(&fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)?) == SFlag::S_IFDIR,
         };
         if is_directory {
             subdirectories.push(name.to_owned());

@@ -97,7 +97,12 @@ impl Job {
         control.check()?;
         let roots = self.store.new_temp_roots();
         self.inputs.iter().chain(self.outputs.values()).chain([&self.drv_path]).for_each(|path| roots.add(path));
+        // Rooted first, so what is in the closure stays valid.
         let closure = self.store.closure(&self.inputs)?;
+        if let Some(missing) = self.inputs.iter().find(|path| !closure.contains(*path)) {
+            let missing = self.store.store_dir().display(missing);
+            return Err(Failure::misc(format!("path '{missing}', an input of '{}', is not valid", self.name())));
+        }
 
         let attributes = Attributes::new(&self.drv).map_err(|e| {
             Failure::rejected(format!("cannot read the structured attributes of '{}': {e}", self.name()))

@@ -167,6 +167,14 @@ fn runs_as_the_build_user_and_sees_only_its_inputs() {
 }
 
 #[test]
+fn the_log_can_be_opened_by_name() {
+    let Some(lab) = lab("/nix/store") else { return };
+    let script =
+        "echo one | /bb/busybox tee /dev/stderr > /dev/null; echo two > /dev/stdout; echo three > /proc/self/fd/2";
+    assert_eq!(succeed(&lab.sandboxed(script)), "one\ntwo\nthree\n");
+}
+
+#[test]
 fn inputs_root_and_devices_are_protected() {
     let Some(lab) = lab("/nix/store") else { return };
     let log = succeed(&lab.sandboxed(

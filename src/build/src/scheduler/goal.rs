@@ -6,10 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use nix_compat::derivation::{BasicDerivation, Derivation, HashModulo, OutputName};
-use nix_compat::store_path::StorePath;
+use nix_compat::derivation::{BasicDerivation, Derivation, HashModulo, Output, OutputName};
+use nix_compat::store_path::{StorePath, fixed_output_path};
 use nix_compat::worker::{BuildMode, BuildResult, BuildStatus, BuiltOutput};
-use store::Store;
+use store::{Store, TempRoots};
 
 use super::Scheduler;
 use super::graph::{Goal, GoalKey, Graph, Interest};
@@ -34,7 +34,7 @@ impl Plan {
     /// Reads a derivation from the store. Blocks.
     pub(crate) fn load(store: &Store, drv: &StorePath) -> Result<Self, Failure> {
         if !store.is_valid(drv)? {
-            return Err(Failure::misc(format!("failed to obtain derivation of '{}'", store.store_dir().display(drv))));
+            return Err(Failure::no_derivation(store.store_dir(), drv));
         }
         Self::of(store, drv, store.derivation(drv)?)
     }
@@ -52,6 +52,7 @@ impl Plan {
                 );
                 return Err(Failure::rejected(text));
             };
+            check_fixed_path(store, drv, &derivation.basic, name, output)?;
             if !store.is_valid(path)? {
                 missing.insert(name.clone());
             }
@@ -77,6 +78,37 @@ impl Plan {
             .collect();
         result
     }
+}
+
+/// The path of a fixed output follows from its name and hash; any other path would be somebody else's.
+fn check_fixed_path(
+    store: &Store,
+    drv: &StorePath,
+    derivation: &BasicDerivation,
+    name: &OutputName,
+    output: &Output,
+) -> Result<(), Failure> {
+    let Output::Fixed { path, ca } = output else { return Ok(()) };
+    let dir = store.store_dir();
+    let right = fixed_output_path(dir, &name.path_name(&derivation.name), ca.method, &ca.hash);
+    if right.as_ref() != Ok(path) {
+        let right = right.map_or_else(|e| e.to_string(), |right| format!("should be '{}'", dir.display(&right)));
+        let text = format!(
+            "derivation '{}' has incorrect output '{}' for '{name}': {right}",
+            dir.display(drv),
+            dir.display(path)
+        );
+        return Err(Failure::rejected(text));
+    }
+    if derivation.env(name.as_str()).is_some_and(|value| value != dir.display(path).as_bytes()) {
+        let text = format!(
+            "derivation '{}' has an environment variable '{name}' that is not the path of this output, '{}'",
+            dir.display(drv),
+            dir.display(path)
+        );
+        return Err(Failure::rejected(text));
+    }
+    Ok(())
 }
 
 /// A goal at work.
@@ -112,18 +144,28 @@ impl Realisation {
 
     async fn realise(self) -> Result<BuildResult, Failure> {
         let plan = self.plan().await?;
-        let drv_path = self.goal.key.drv.clone();
-        self.goal.add_roots(plan.outputs.values().cloned().chain([drv_path]));
+        let roots = self.scheduler.store.new_temp_roots();
+        self.keep(&roots, plan.outputs.values().chain([&self.goal.key.drv]));
         self.check_mode(&plan)?;
         if self.mode == BuildMode::Normal && (plan.missing.is_empty() || self.scheduler.substitute_outputs(&plan).await)
         {
             return Ok(plan.success(BuildStatus::AlreadyValid));
         }
         self.goal.feed.expect_build();
+        // Kept before anybody looks whether they are valid: what is found to be valid then stays so.
+        let (store, derivation) = (self.scheduler.store.clone(), plan.derivation.clone());
+        let inputs = blocking(move || inputs(&store, &derivation)).await?;
+        self.keep(&roots, &inputs);
         let interests = self.realise_inputs(&plan).await?;
-        let result = self.build(plan).await;
+        let result = self.build(plan, inputs).await;
         drop(interests);
         result
+    }
+
+    /// Keeps paths from being collected until this goal is done, and for its watchers as long as they are connected.
+    fn keep<'a>(&self, roots: &TempRoots, paths: impl IntoIterator<Item = &'a StorePath>) {
+        let kept: Vec<StorePath> = paths.into_iter().inspect(|path| roots.add(path)).cloned().collect();
+        self.goal.add_roots(kept);
     }
 
     async fn plan(&self) -> Result<Plan, Failure> {
@@ -175,7 +217,7 @@ impl Realisation {
         let interests: Vec<Interest> = derivations
             .into_iter()
             .map(|drv| {
-                self.scheduler.want(GoalKey::new(drv, BuildMode::Normal), &self.session, BuildMode::Normal, None)
+                self.scheduler.want(GoalKey::stored(drv, BuildMode::Normal), &self.session, BuildMode::Normal, None)
             })
             .collect();
         let mut results: FuturesUnordered<_> = interests
@@ -209,7 +251,7 @@ impl Realisation {
     }
 
     /// Waits for its turn, then builds.
-    async fn build(&self, plan: Plan) -> Result<BuildResult, Failure> {
+    async fn build(&self, plan: Plan, inputs: BTreeSet<StorePath>) -> Result<BuildResult, Failure> {
         self.check_buildable(&plan)?;
         let scheduler = &self.scheduler;
         let closed = |_| Failure::misc("the daemon is stopping");
@@ -217,7 +259,6 @@ impl Realisation {
         let turn = scheduler.jobs.clone().acquire_owned().await.map_err(closed)?;
         let user = scheduler.users.lease(&self.session.options.users).await.map_err(Failure::misc)?;
 
-        let inputs_of = (scheduler.store.clone(), plan.derivation.clone());
         let job = Job {
             store: scheduler.store.clone(),
             config: scheduler.config.clone(),
@@ -225,7 +266,7 @@ impl Realisation {
             drv_path: self.goal.key.drv.clone(),
             drv: Arc::new(plan.derivation.basic.clone()),
             outputs: plan.outputs.clone(),
-            inputs: BTreeSet::new(),
+            inputs,
             mode: self.mode,
             user,
         };
@@ -236,8 +277,7 @@ impl Realisation {
         let cpu: CpuTime = blocking(move || {
             // Held until the processes are gone and the directories removed, also when nobody waits any more.
             let _held = (own_turn, turn, running);
-            let inputs = inputs(&inputs_of.0, &inputs_of.1)?;
-            Job { inputs, ..job }.run(&control, &goal.feed)
+            job.run(&control, &goal.feed)
         })
         .await?;
 
@@ -287,9 +327,14 @@ impl Realisation {
 fn inputs(store: &Store, derivation: &Derivation) -> Result<BTreeSet<StorePath>, Failure> {
     let mut inputs = derivation.basic.input_srcs.clone();
     for (drv, wanted) in &derivation.input_drvs {
+        if !store.is_valid(drv)? {
+            return Err(Failure::no_derivation(store.store_dir(), drv));
+        }
         let input = store.derivation(drv)?;
         for output in wanted {
             let Some(path) = input.basic.outputs.get(output).and_then(|output| output.path()) else {
+                // Says so when it is an output whose path nobody can know yet.
+                Plan::load(store, drv)?;
                 let text = format!(
                     "derivation '{}' does not have the wanted output '{output}'",
                     store.store_dir().display(drv)

@@ -7,7 +7,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use nix_compat::store_path::StorePath;
+use nix_compat::derivation::{BasicDerivation, Derivation};
+use nix_compat::hash::sha256;
+use nix_compat::store_path::{StoreDir, StorePath};
 use nix_compat::worker::{BuildMode, BuildResult};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -17,15 +19,25 @@ use super::feed::Feed;
 use super::session::Session;
 
 /// What makes two wishes the same goal.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct GoalKey {
     pub(crate) drv: StorePath,
-    pub(crate) check: bool,
+    check: bool,
+    /// SHA-256 of a derivation that a client sent along. Its path is the client's word, so it is never taken for the
+    /// derivation that is stored there, nor for another one that was sent under that name.
+    inline: Option<[u8; 32]>,
 }
 
 impl GoalKey {
-    pub(crate) fn new(drv: StorePath, mode: BuildMode) -> Self {
-        Self { drv, check: mode == BuildMode::Check }
+    /// The derivation that is stored at `drv`.
+    pub(crate) fn stored(drv: StorePath, mode: BuildMode) -> Self {
+        Self { drv, check: mode == BuildMode::Check, inline: None }
+    }
+
+    /// A derivation that a client sent and calls `drv`.
+    pub(crate) fn inline(dir: &StoreDir, drv: StorePath, derivation: &BasicDerivation, mode: BuildMode) -> Self {
+        let text = Derivation::from(derivation.clone()).to_aterm(dir);
+        Self { inline: Some(sha256(&text)), ..Self::stored(drv, mode) }
     }
 }
 

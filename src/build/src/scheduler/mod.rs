@@ -159,7 +159,8 @@ impl Scheduler {
     ) -> BuildResult {
         let options = Arc::new(Options::new(&settings));
         let session = OpenSession(Session::open(client.events, client.temp_roots, options));
-        let interest = self.want(GoalKey::new(drv_path, mode), &session.0, mode, Some(drv));
+        let key = GoalKey::inline(self.store.store_dir(), drv_path, &drv, mode);
+        let interest = self.want(key, &session.0, mode, Some(drv));
         interest.goal.attach(&session.0);
         tokio::select! {
             result = interest.goal.result() => unwrap_result(result.as_deref()),
@@ -220,7 +221,7 @@ impl Scheduler {
         let mut result = if mode == BuildMode::Normal && !plan.missing.iter().any(|name| wanted.contains(name)) {
             plan.success(BuildStatus::AlreadyValid)
         } else {
-            let interest = self.want(GoalKey::new(drv, mode), session, mode, None);
+            let interest = self.want(GoalKey::stored(drv, mode), session, mode, None);
             interest.goal.attach(session);
             unwrap_result(interest.goal.result().await.as_deref())
         };

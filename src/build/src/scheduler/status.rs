@@ -6,7 +6,7 @@ use std::sync::Arc;
 use nix_compat::store_path::StorePath;
 use parking_lot::Mutex;
 
-use super::graph::{Goal, Graph};
+use super::graph::{Goal, GoalKey, Graph};
 
 /// A goal that is not done, for people to look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,19 +25,19 @@ pub struct RunningBuild {
 
 /// The builds whose builder has been started.
 #[derive(Default)]
-pub(crate) struct Running(Mutex<BTreeMap<StorePath, u64>>);
+pub(crate) struct Running(Mutex<BTreeMap<GoalKey, u64>>);
 
 /// One of them; dropped at its end.
 pub(crate) struct Entered {
     running: Arc<Running>,
-    drv: StorePath,
+    key: GoalKey,
 }
 
 impl Running {
     pub(crate) fn enter(self: &Arc<Self>, goal: &Goal, now: u64) -> Entered {
-        let drv = goal.key.drv.clone();
-        self.0.lock().insert(drv.clone(), now);
-        Entered { running: self.clone(), drv }
+        let key = goal.key.clone();
+        self.0.lock().insert(key.clone(), now);
+        Entered { running: self.clone(), key }
     }
 
     pub(crate) fn status(&self, graph: &Graph) -> Vec<RunningBuild> {
@@ -47,7 +47,7 @@ impl Running {
             .into_iter()
             .map(|(goal, interests)| RunningBuild {
                 drv: goal.key.drv.clone(),
-                started: started.get(&goal.key.drv).copied(),
+                started: started.get(&goal.key).copied(),
                 phase: goal.feed.current_phase(),
                 interests,
                 waits_for: goal.needs(),
@@ -60,6 +60,6 @@ impl Running {
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        self.running.0.lock().remove(&self.drv);
+        self.running.0.lock().remove(&self.key);
     }
 }
