@@ -23,6 +23,14 @@ pub(crate) struct DerivationCache {
 }
 
 impl DerivationCache {
+    fn remember(&self, path: &StorePath, hash: &HashModulo) {
+        let mut hashes = self.hashes.lock();
+        if hashes.len() >= CACHED_HASHES {
+            hashes.clear();
+        }
+        hashes.insert(path.clone(), hash.clone());
+    }
+
     pub(crate) fn forget(&self, path: &StorePath) {
         self.hashes.lock().remove(path);
     }
@@ -67,38 +75,34 @@ impl Store {
         if let Some(hash) = self.derivations.hashes.lock().get(path) {
             return Ok(hash.clone());
         }
-        // Depth first over the inputs, on a stack of our own: chains of derivations are long.
+        // Depth first over the inputs, on a stack of our own: chains of derivations are long. What the walk knows it
+        // keeps; the shared cache may be emptied at any time.
+        let mut known: HashMap<StorePath, HashModulo> = HashMap::new();
         let mut stack = vec![(path.clone(), self.derivation(path)?)];
         while let Some((path, derivation)) = stack.last() {
             let unknown = {
-                let hashes = self.derivations.hashes.lock();
-                derivation.input_drvs.keys().find(|input| !hashes.contains_key(*input)).cloned()
+                let shared = self.derivations.hashes.lock();
+                derivation.input_drvs.keys().find(|input| match shared.get(*input) {
+                    Some(hash) if !known.contains_key(*input) => {
+                        known.insert((*input).clone(), hash.clone());
+                        false
+                    }
+                    _ => !known.contains_key(*input),
+                })
             };
-            if let Some(input) = unknown {
+            if let Some(input) = unknown.cloned() {
                 let derivation = self.derivation(&input)?;
                 stack.push((input, derivation));
                 continue;
             }
-            let hash = self.hash_of(path, derivation)?;
-            let mut hashes = self.derivations.hashes.lock();
-            if hashes.len() >= CACHED_HASHES {
-                hashes.clear();
-            }
-            hashes.insert(path.clone(), hash);
-            drop(hashes);
+            let hash = derivation
+                .hash_modulo(self.store_dir(), &mut |input| known.get(input).cloned())
+                .map_err(|e| Error::Derivation { path: self.store_dir().display(path), reason: e.to_string() })?;
+            self.derivations.remember(path, &hash);
+            known.insert(path.clone(), hash);
             stack.pop();
         }
-        match self.derivations.hashes.lock().get(path) {
-            Some(hash) => Ok(hash.clone()),
-            None => Err(Error::path(self.store_dir(), path)),
-        }
-    }
-
-    fn hash_of(&self, path: &StorePath, derivation: &Derivation) -> Result<HashModulo> {
-        let hashes = self.derivations.hashes.lock();
-        derivation
-            .hash_modulo(self.store_dir(), &mut |input| hashes.get(input).cloned())
-            .map_err(|e| Error::Derivation { path: self.store_dir().display(path), reason: e.to_string() })
+        known.remove(path).ok_or_else(|| Error::path(self.store_dir(), path))
     }
 
     /// Checks that a derivation's outputs have the paths that follow from it.
@@ -114,5 +118,60 @@ impl Store {
         derivation
             .verify_outputs(self.store_dir(), path, &mut |input| hashes.get(input).cloned())
             .map_err(|e| failed(e.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use nix_compat::content_address::{ContentAddress, Method};
+    use nix_compat::hash::{Algorithm, Hash, sha256};
+    use nix_compat::store_path::{StoreDir, content_address_path};
+
+    use super::*;
+    use crate::nar_in::AddOptions;
+    use crate::store::Config;
+
+    /// Adds a derivation with a fixed output.
+    fn add(store: &Store, note: usize, inputs: BTreeSet<StorePath>) -> StorePath {
+        let dir = store.store_dir();
+        let ca = ContentAddress { method: Method::Flat, hash: Hash::Sha256(sha256(b"x")) };
+        let out = dir.display(&content_address_path(dir, "d", &ca, &BTreeSet::new(), false).unwrap());
+        let hex: String = sha256(b"x").iter().map(|byte| format!("{byte:02x}")).collect();
+        let list: Vec<_> = inputs.iter().map(|input| format!(r#"("{}",["out"])"#, dir.display(input))).collect();
+        let list = list.join(",");
+        let text = format!(
+            r#"Derive([("out","{out}","sha256","{hex}")],[{list}],[],"x","/b",[],[("note","{note}"),("out","{out}")])"#
+        );
+        let (name, method, algorithm) = ("d.drv".into(), Method::Text, Algorithm::Sha256);
+        let options = AddOptions { name, method, algorithm, references: inputs };
+        store.add(&options, &mut text.as_bytes()).unwrap().path
+    }
+
+    #[test]
+    fn a_walk_ends_though_the_cache_is_emptied_all_the_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(Config::new(StoreDir::default(), dir.path())).unwrap();
+        let mut layer = BTreeSet::new();
+        for depth in 0..5 {
+            layer = (0..3).map(|i| add(&store, depth * 3 + i, layer.clone())).collect();
+        }
+        let top = add(&store, 100, layer);
+        let expected = store.hash_modulo(&top).unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Acquire) {
+                    store.derivations.hashes.lock().clear();
+                }
+            });
+            for _ in 0..50 {
+                store.derivations.forget(&top);
+                assert_eq!(store.hash_modulo(&top).ok().as_ref(), Some(&expected));
+            }
+            done.store(true, Ordering::Release);
+        });
     }
 }
