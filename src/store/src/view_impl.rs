@@ -38,20 +38,24 @@ impl StoreView for Store {
         Ok(self.entry_by_digest(&digest).map_err(storage)?.filter(|entry| entry.number == number).map(root))
     }
 
-    fn list(&self, after: u32, limit: usize) -> Result<Vec<Root>, ViewError> {
-        let Some(first) = after.checked_add(1) else { return Ok(Vec::new()) };
-        let mut digests = Vec::new();
-        if limit > 0 {
+    fn list(&self, mut after: u32, limit: usize) -> Result<Vec<Root>, ViewError> {
+        let mut roots = Vec::new();
+        // A page of which everything was deleted since it was scanned is not the end.
+        while let Some(first) = after.checked_add(1).filter(|_| limit > 0 && roots.is_empty()) {
+            let mut digests = Vec::new();
             self.index()
-                .scan_from(&self.tables.numbers, &first.to_be_bytes(), &mut |_, digest| {
+                .scan_from(&self.tables.numbers, &first.to_be_bytes(), &mut |number, digest| {
+                    after = <[u8; 4]>::try_from(number).map_or(after, u32::from_be_bytes);
                     digests.extend(<[u8; 20]>::try_from(digest).ok());
                     if digests.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
                 })
                 .map_err(|e| storage(Error::from(e)))?;
-        }
-        let mut roots = Vec::with_capacity(digests.len());
-        for digest in digests {
-            roots.extend(self.entry_by_digest(&digest).map_err(storage)?.map(root));
+            for digest in &digests {
+                roots.extend(self.entry_by_digest(digest).map_err(storage)?.map(root));
+            }
+            if digests.len() < limit {
+                break;
+            }
         }
         Ok(roots)
     }
@@ -78,5 +82,39 @@ impl StoreView for Store {
             files: found.files(),
             files_free: found.files_free(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use castore::index::Batch;
+
+    use super::*;
+    use crate::store::Config;
+
+    #[test]
+    fn pages_of_which_everything_is_gone_are_not_the_end_of_the_list() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(Config::new(StoreDir::default(), dir.path())).unwrap();
+        let add = |name: &str| {
+            let options = crate::AddOptions {
+                name: name.into(),
+                method: nix_compat::content_address::Method::Text,
+                algorithm: nix_compat::hash::Algorithm::Sha256,
+                references: std::collections::BTreeSet::new(),
+            };
+            let path = store.add(&options, &mut &b"contents"[..]).unwrap().path;
+            store.valid_entry(&path).unwrap()
+        };
+        // As a scan sees it that comes before a deletion, when the look at the records comes after it.
+        let mut batch = Batch::default();
+        for n in 0..7 {
+            batch.delete(store.tables.paths, &add(&format!("gone-{n}")).info.path.digest());
+        }
+        let number = add("here").number;
+        store.index().commit(batch).unwrap();
+        let listed = store.list(0, 3).unwrap();
+        assert_eq!(listed.iter().map(|root| root.number).collect::<Vec<_>>(), [number]);
+        assert!(store.list(number, 3).unwrap().is_empty());
     }
 }
