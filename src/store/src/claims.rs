@@ -10,6 +10,9 @@ use crate::nar_digest::NarFacts;
 use crate::register::NewPath;
 use crate::store::Store;
 
+/// What is found in place of a content address that does not give the path it is claimed for.
+pub(crate) const OTHER_PATH: &str = "a content address that belongs to another store path";
+
 /// The algorithm a NAR must be hashed with, beside SHA-256, to check the content address of `info`.
 pub(crate) fn nar_algorithm(info: &PathInfo) -> Option<Algorithm> {
     info.ca.as_ref().filter(|ca| ca.method == Method::Nar).map(|ca| ca.hash.algorithm())
@@ -49,7 +52,7 @@ impl Store {
             return Err(mismatch(ContentAddress { method: ca.method, hash }.to_string()));
         }
         if !info.is_content_addressed(self.store_dir()) {
-            return Err(mismatch("a content address that belongs to another store path".to_owned()));
+            return Err(mismatch(OTHER_PATH.to_owned()));
         }
         Ok(())
     }

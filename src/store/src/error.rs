@@ -83,6 +83,22 @@ pub enum Error {
     /// Nobody who is trusted vouches for the path.
     #[error("cannot add path '{0}' because it lacks a signature by a trusted key")]
     Untrusted(String),
+    /// A path has, or would have, more signatures than are kept.
+    #[error("path '{path}' cannot have more than {limit} signatures")]
+    TooManySignatures {
+        /// The path (full path).
+        path: String,
+        /// How many are kept.
+        limit: usize,
+    },
+    /// A signature is longer than any real one.
+    #[error("a signature of path '{path}' has more than {limit} bytes")]
+    SignatureTooLong {
+        /// The path (full path).
+        path: String,
+        /// The bytes one may have.
+        limit: usize,
+    },
     /// The NAR is malformed, or its stream broke off.
     #[error("cannot import the archive: {0}")]
     Nar(#[from] nix_compat::nar::NarError),
@@ -105,6 +121,12 @@ pub enum Error {
     /// The tree is not one the castore can hold.
     #[error("cannot hold the imported tree: {0}")]
     Tree(String),
+    /// The directories of an archive hold more entries at once than fit into memory.
+    #[error("cannot hold the imported tree: its open directories need more than {limit} bytes of memory")]
+    DirectoriesTooLarge {
+        /// The bytes they may need.
+        limit: usize,
+    },
     /// A flat or text object must be one regular file.
     #[error("cannot hash '{0}' flat: regular file expected")]
     NotAFile(String),

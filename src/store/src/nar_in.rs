@@ -2,18 +2,17 @@
 //!
 //! The parser drives. What it reads is hashed on the way ([`DigestingReader`]); file contents go to a castore
 //! session, which hashes, chunks, looks up, and compresses only what is new; directories are built from the
-//! leaves up on an explicit stack. Memory is bounded whatever the archive: the stack by the depth limit of the
-//! NAR format, the rest by fixed buffers.
+//! leaves up ([`crate::nar_tree`]). Memory is bounded whatever the archive.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
-use castore::engine::{Hold, Session};
-use castore::{Directory, Node, NodeName, SymlinkTarget};
+use castore::Node;
+use castore::engine::Hold;
 use nix_compat::content_address::{ContentAddress, Method};
 use nix_compat::hash::{Algorithm, Hash, Hasher};
-use nix_compat::nar::{NarEvent, NarReader};
+use nix_compat::nar::NarReader;
 use nix_compat::path_info::PathInfo;
 use nix_compat::store_path::{StorePath, content_address_path};
 use parking_lot::Mutex;
@@ -21,9 +20,11 @@ use parking_lot::Mutex;
 use crate::claims;
 use crate::error::{Error, Result};
 use crate::nar_digest::{DigestingReader, NarDigest, NarFacts};
+use crate::nar_tree::read_tree;
 use crate::register::NewPath;
 use crate::scan::ReferenceScanner;
 use crate::store::Store;
+use crate::temp_roots::TempRoots;
 
 /// Pieces a dumping thread may be ahead of the import.
 const DUMP_PIECES: usize = 4;
@@ -125,14 +126,24 @@ impl Store {
         })
     }
 
+    /// Adds contents under the store path that follows from them, and registers it, as [`Store::add_rooted`] does; but
+    /// a collection may take it at once.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn add(&self, options: &AddOptions, reader: &mut dyn Read) -> Result<PathInfo> {
+        self.add_rooted(options, &self.new_temp_roots(), reader)
+    }
+
     /// Adds contents under the store path that follows from them, as `AddToStore` does, and registers it.
     ///
-    /// Re-adding a valid path writes nothing and gives its info.
+    /// Re-adding a valid path writes nothing and gives its info. The path is in `roots` before it is looked whether it
+    /// is valid: it could be dead, and be collected after it was found.
     ///
     /// # Errors
     /// [`Error::Path`] when method, algorithm and references do not go together or the name is not one;
     /// those of the import and of the registration.
-    pub fn add(&self, options: &AddOptions, reader: &mut dyn Read) -> Result<PathInfo> {
+    pub fn add_rooted(&self, options: &AddOptions, roots: &TempRoots, reader: &mut dyn Read) -> Result<PathInfo> {
         let (ingested, hash) = match options.method {
             Method::Nar => {
                 let ingested = self.import_nar(reader, NarDigest::new(Some(options.algorithm), None))?;
@@ -141,17 +152,33 @@ impl Store {
             }
             Method::Flat | Method::Text => self.import_flat(reader, options.algorithm)?,
         };
-        self.add_ingested(options, ingested, hash)
+        self.add_ingested_rooted(options, roots, ingested, hash)
     }
 
-    /// Registers contents that are in the castore under the store path that follows from `hash`.
+    /// As [`Store::add_ingested_rooted`], but a collection may take the path at once.
     ///
     /// # Errors
-    /// As for [`Store::add`].
+    /// As for [`Store::add_rooted`].
     pub fn add_ingested(&self, options: &AddOptions, ingested: Ingested, hash: Hash) -> Result<PathInfo> {
+        self.add_ingested_rooted(options, &self.new_temp_roots(), ingested, hash)
+    }
+
+    /// Registers contents that are in the castore under the store path that follows from `hash`, which is in `roots`
+    /// first.
+    ///
+    /// # Errors
+    /// As for [`Store::add_rooted`].
+    pub fn add_ingested_rooted(
+        &self,
+        options: &AddOptions,
+        roots: &TempRoots,
+        ingested: Ingested,
+        hash: Hash,
+    ) -> Result<PathInfo> {
         let ca = ContentAddress { method: options.method, hash };
         let path = content_address_path(self.store_dir(), &options.name, &ca, &options.references, false)
             .map_err(|e| Error::Path { name: options.name.clone(), reason: e.to_string() })?;
+        roots.add(&path);
         if let Some(info) = self.path_info(&path)? {
             return Ok(info);
         }
@@ -233,60 +260,6 @@ impl Read for HashingReader<'_> {
         self.hasher.update(&buf[..n]);
         Ok(n)
     }
-}
-
-/// The contents of the regular file the parser stands at.
-struct Contents<'a, R: Read>(&'a mut NarReader<R>);
-
-impl<R: Read> Read for Contents<'_, R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.0.read_contents(buf)
-    }
-}
-
-/// Entries of a directory that is being read, and the name it has in its parent.
-struct Level {
-    name: Option<NodeName>,
-    entries: Vec<(NodeName, Node)>,
-}
-
-fn read_tree<R: Read>(nar: &mut NarReader<R>, session: &mut Session) -> Result<Node> {
-    let tree = |e: &dyn std::fmt::Display| Error::Tree(e.to_string());
-    let mut levels: Vec<Level> = Vec::new();
-    let mut name: Option<NodeName> = None;
-    let mut root = None;
-    loop {
-        let node = match nar.next()? {
-            NarEvent::Regular { executable, size } => {
-                let (digest, got) = session.put_blob(&mut Contents(nar))?;
-                debug_assert_eq!(got, size);
-                Node::File { digest, size: got, executable }
-            }
-            NarEvent::Symlink { target } => {
-                Node::Symlink { target: SymlinkTarget::try_from(target).map_err(|e| tree(&e))? }
-            }
-            NarEvent::EnterDirectory => {
-                levels.push(Level { name: name.take(), entries: Vec::new() });
-                continue;
-            }
-            NarEvent::Entry { name: entry } => {
-                name = Some(NodeName::try_from(entry).map_err(|e| tree(&e))?);
-                continue;
-            }
-            NarEvent::LeaveDirectory => {
-                let Some(level) = levels.pop() else { return Err(Error::Tree("unbalanced directories".into())) };
-                let directory = Directory::new(level.entries).map_err(|e| tree(&e))?;
-                name = level.name;
-                Node::Directory { digest: session.put_directory(&directory)?, size: directory.size() }
-            }
-            NarEvent::End => break,
-        };
-        match (levels.last_mut(), name.take()) {
-            (Some(level), Some(name)) => level.entries.push((name, node)),
-            _ => root = Some(node),
-        }
-    }
-    root.ok_or_else(|| Error::Tree("the archive holds nothing".into()))
 }
 
 /// Writes into a channel in large pieces.

@@ -10,8 +10,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use castore::Node;
 use castore::index::Batch;
 use nix_compat::path_info::PathInfo;
+use nix_compat::signature::Signature;
 use nix_compat::store_path::StorePath;
 
+use crate::claims;
 use crate::derivations::output_paths;
 use crate::error::{Error, Result};
 use crate::nar_in::Pin;
@@ -19,6 +21,10 @@ use crate::record::Entry;
 use crate::store::{META_NEXT_NUMBER, Store};
 use crate::view::StoreEvent;
 
+/// Signatures a path may have: clients may add them without being trusted, and a record is read whole.
+pub const MAX_SIGNATURES: usize = 128;
+/// Bytes of one of them as text.
+pub const MAX_SIGNATURE_LENGTH: usize = 1024;
 /// Numbers reserved at a time. A crash skips at most so many.
 const NUMBER_RESERVE: u32 = 1024;
 
@@ -71,12 +77,16 @@ impl Store {
     /// Durability follows within 100 ms, or at the next [`Store::sync`].
     ///
     /// # Errors
-    /// [`Error::InvalidReference`], [`Error::Derivation`], or a failure of the index; nothing is registered.
+    /// [`Error::InvalidReference`], [`Error::Derivation`], [`Error::ContentAddressMismatch`] for a content address that
+    /// does not give the path, [`Error::SignatureTooLong`], [`Error::TooManySignatures`], or a failure of the index;
+    /// nothing is registered.
     pub fn register(&self, paths: Vec<NewPath>) -> Result<()> {
         let offered: BTreeSet<StorePath> = paths.iter().map(|p| p.info.path.clone()).collect();
         // Derivations are read and checked outside of the lock: it only costs time.
         let mut outputs = Vec::new();
         for new in &paths {
+            self.check_address(&new.info)?;
+            self.check_signature_sizes(&new.info.path, &new.info.signatures)?;
             if new.info.path.is_derivation() {
                 let derivation = self.read_derivation_node(&new.info.path, &new.node)?;
                 self.check_derivation(&new.info.path, &derivation)?;
@@ -117,7 +127,10 @@ impl Store {
         let entry = match self.entry_by_digest(&digest)? {
             Some(mut existing) => {
                 existing.info.ultimate |= info.ultimate;
-                existing.info.signatures.append(&mut info.signatures);
+                // Where there is no room for the new ones, the path is valid without them.
+                let room = MAX_SIGNATURES.saturating_sub(existing.info.signatures.len());
+                info.signatures.retain(|signature| !existing.info.signatures.contains(signature));
+                existing.info.signatures.extend(info.signatures.into_iter().take(room));
                 existing.info.deriver = existing.info.deriver.or(info.deriver);
                 existing.info.ca = existing.info.ca.or(info.ca);
                 existing
@@ -148,36 +161,36 @@ impl Store {
     /// Adds signatures to a valid path.
     ///
     /// # Errors
-    /// [`Error::NotValid`].
-    pub fn add_signatures(
-        &self,
-        path: &StorePath,
-        signatures: impl IntoIterator<Item = nix_compat::signature::Signature>,
-    ) -> Result<()> {
+    /// [`Error::NotValid`], [`Error::SignatureTooLong`], [`Error::TooManySignatures`].
+    pub fn add_signatures(&self, path: &StorePath, signatures: impl IntoIterator<Item = Signature>) -> Result<()> {
         let _changing = self.changing.lock();
         let mut entry = self.valid_entry(path)?;
         entry.info.signatures.extend(signatures);
+        self.check_signature_sizes(path, &entry.info.signatures)?;
         let mut batch = Batch::default();
         batch.put(self.tables.paths, &path.digest(), entry.encode());
         Ok(self.index().commit(batch)?)
     }
 
-    /// Puts the removal of `entry` into `batch`. The caller holds the lock and has found it dead.
-    pub(crate) fn remove_in_batch(&self, entry: &Entry, batch: &mut Batch) -> Result<()> {
-        let digest = entry.info.path.digest();
-        batch.delete(self.tables.paths, &digest);
-        batch.delete(self.tables.numbers, &entry.number.to_be_bytes());
-        for reference in &entry.info.references {
-            batch.delete(self.tables.referrers, &[reference.digest(), digest].concat());
+    fn check_signature_sizes(&self, path: &StorePath, signatures: &BTreeSet<Signature>) -> Result<()> {
+        if signatures.len() > MAX_SIGNATURES {
+            return Err(Error::TooManySignatures { path: self.store_dir().display(path), limit: MAX_SIGNATURES });
         }
-        if entry.info.path.is_derivation()
-            && let Ok(derivation) = self.derivation(&entry.info.path)
-        {
-            for (_, output) in output_paths(&derivation.basic) {
-                batch.delete(self.tables.derivers, &[output.digest(), digest].concat());
-            }
+        if signatures.iter().any(|signature| signature.to_string().len() > MAX_SIGNATURE_LENGTH) {
+            return Err(Error::SignatureTooLong { path: self.store_dir().display(path), limit: MAX_SIGNATURE_LENGTH });
         }
-        self.derivations.forget(&entry.info.path);
         Ok(())
+    }
+
+    /// Imports check this too, against the contents; nobody may get by with a false address by not importing.
+    fn check_address(&self, info: &PathInfo) -> Result<()> {
+        match &info.ca {
+            Some(ca) if !info.is_content_addressed(self.store_dir()) => Err(Error::ContentAddressMismatch {
+                path: self.store_dir().display(&info.path),
+                specified: ca.to_string(),
+                got: claims::OTHER_PATH.to_owned(),
+            }),
+            _ => Ok(()),
+        }
     }
 }

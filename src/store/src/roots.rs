@@ -10,14 +10,13 @@ use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix_compat::hash::{Algorithm, Hasher};
 use nix_compat::store_path::{StoreDir, StorePath};
 
 use crate::error::{Error, Result};
 use crate::store::Store;
 
-/// Directories below a roots directory that are looked into; deeper ones are a loop or a mistake.
-const MAX_DEPTH: usize = 16;
 /// Bytes read of one process's environment or maps.
 const MAX_PROC_FILE: u64 = 16 << 20;
 
@@ -36,11 +35,12 @@ impl Store {
     /// All roots, in the order of their links. Broken links in `gcroots/auto` are removed on the way.
     ///
     /// # Errors
-    /// When the roots directories cannot be read: a collection must not go on without them.
+    /// When a roots directory cannot be read for other reasons than that it went away or is closed to us: a collection
+    /// must not go on without it.
     pub fn find_roots(&self) -> Result<Vec<GcRoot>> {
         let mut roots = Vec::new();
         for dir in ["gcroots", "profiles"] {
-            self.roots_below(&self.state_dir().join(dir), 0, &mut roots)?;
+            self.roots_below(self.state_dir().join(dir), &mut roots)?;
         }
         let pid = std::process::id();
         for path in self.temp_roots.snapshot() {
@@ -52,24 +52,22 @@ impl Store {
         Ok(roots)
     }
 
-    fn roots_below(&self, dir: &Path, depth: usize, roots: &mut Vec<GcRoot>) -> Result<()> {
-        let entries = match fs::read_dir(dir) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(Error::file("read", dir, e)),
-        };
-        for entry in entries {
-            let entry = entry.map_err(|e| Error::file("read", dir, e))?;
-            let path = entry.path();
-            let kind = entry.file_type().map_err(|e| Error::file("examine", &path, e))?;
-            if kind.is_dir() {
-                if depth < MAX_DEPTH {
-                    self.roots_below(&path, depth + 1, roots)?;
+    /// Only real directories are entered, so there is no loop, and no depth at which roots would not count.
+    fn roots_below(&self, top: PathBuf, roots: &mut Vec<GcRoot>) -> Result<()> {
+        let mut waiting = vec![top];
+        while let Some(dir) = waiting.pop() {
+            let Some(entries) = unless_hidden("read", &dir, fs::read_dir(&dir))? else { continue };
+            for entry in entries {
+                let Some(entry) = unless_hidden("read", &dir, entry)? else { continue };
+                let path = entry.path();
+                let Some(kind) = unless_hidden("examine", &path, entry.file_type())? else { continue };
+                if kind.is_dir() {
+                    waiting.push(path);
+                } else if kind.is_symlink() {
+                    self.root_from_link(&path, roots)?;
+                } else if let Some(path_of_name) = path.file_name().and_then(base_name) {
+                    roots.push(GcRoot { link: path.display().to_string(), path: path_of_name, private: false });
                 }
-            } else if kind.is_symlink() {
-                self.root_from_link(&path, roots)?;
-            } else if let Some(path_of_name) = path.file_name().and_then(base_name) {
-                roots.push(GcRoot { link: path.display().to_string(), path: path_of_name, private: false });
             }
         }
         Ok(())
@@ -77,10 +75,11 @@ impl Store {
 
     fn root_from_link(&self, link: &Path, roots: &mut Vec<GcRoot>) -> Result<()> {
         let target = match fs::read_link(link) {
-            Ok(target) => target,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(Error::file("read the link", link, e)),
+            // It is no link any more.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(()),
+            found => unless_hidden("read the link", link, found)?,
         };
+        let Some(target) = target else { return Ok(()) };
         if let Some(path) = in_store(self.store_dir(), target.as_os_str()) {
             roots.push(GcRoot { link: link.display().to_string(), path, private: false });
             return Ok(());
@@ -118,6 +117,14 @@ impl Store {
     /// # Errors
     /// When the link cannot be made.
     pub fn add_indirect_root(&self, link: &Path) -> Result<()> {
+        // A collection that runs may have looked here already; that it meets the target as a temporary root while it
+        // runs keeps the target from it.
+        let held = self.new_temp_roots();
+        if let Ok(target) = fs::read_link(link)
+            && let Some(path) = in_store(self.store_dir(), target.as_os_str())
+        {
+            held.add(&path);
+        }
         self.sync()?;
         let dir = self.auto_roots();
         fs::create_dir_all(&dir).map_err(|e| Error::file("create", &dir, e))?;
@@ -142,12 +149,30 @@ impl Store {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(refused("there is something else")),
             _ => {}
         }
+        // As in `add_indirect_root`.
+        let held = self.new_temp_roots();
+        held.add(path);
         self.sync()?;
         replace_link(link, Path::new(&self.store_dir().display(path)))?;
         if link.starts_with(self.state_dir().join("gcroots")) || link.starts_with(self.state_dir().join("profiles")) {
             return Ok(());
         }
         self.add_indirect_root(link)
+    }
+}
+
+/// What was found, or nothing (as stock) where something went away, is replaced meanwhile, or is closed to us.
+fn unless_hidden<T>(action: &'static str, path: &Path, found: io::Result<T>) -> Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOENT) => Ok(None),
+            Some(Errno::EACCES | Errno::ENOTDIR) => {
+                tracing::warn!(path = %path.display(), %error, "cannot {action} a potential root");
+                Ok(None)
+            }
+            _ => Err(Error::file(action, path, error)),
+        },
     }
 }
 

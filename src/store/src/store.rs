@@ -61,6 +61,8 @@ pub(crate) const META_SCHEMA: &[u8] = b"schema";
 pub(crate) const META_STORE_DIR: &[u8] = b"store-dir";
 /// Numbers below this one may be in use.
 pub(crate) const META_NEXT_NUMBER: &[u8] = b"next-number";
+/// There while paths were deleted and their objects perhaps not yet, see [`crate::sweep`].
+pub(crate) const META_SWEEP: &[u8] = b"sweep";
 
 /// A Nix store over a castore.
 pub struct Store {
@@ -70,6 +72,8 @@ pub struct Store {
     /// Held while the set of valid paths changes: registrations and deletions see each other whole.
     pub(crate) changing: Mutex<crate::register::Numbers>,
     pub(crate) temp_roots: Arc<Registry>,
+    /// Held by a collection: what one has found out must not be changed by another.
+    pub(crate) collecting: Mutex<()>,
     pub(crate) derivations: DerivationCache,
     pub(crate) sweeper: Sweeper,
     subscribers: RwLock<Vec<Subscriber>>,
@@ -108,6 +112,7 @@ impl Store {
             tables,
             changing: Mutex::new(crate::register::Numbers::starting_at(next)),
             temp_roots: Arc::default(),
+            collecting: Mutex::default(),
             derivations: DerivationCache::default(),
             sweeper: Sweeper::default(),
             subscribers: RwLock::default(),

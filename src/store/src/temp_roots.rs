@@ -2,6 +2,10 @@
 //!
 //! Each connection has its own set, which goes with the connection. Only this process collects garbage here
 //! (stock's collector cannot open our index), so the sets live in memory.
+//!
+//! A client hands a path over by making a permanent root and going away. A collection that looked at the permanent
+//! roots before the first and looks at the temporary ones after the second would see neither, so while one runs,
+//! temporary roots that are dropped *linger* until it ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,19 +13,70 @@ use std::sync::Arc;
 use nix_compat::store_path::StorePath;
 use parking_lot::Mutex;
 
-/// All temporary roots of the daemon, counted: several connections may hold one path.
+/// All temporary roots of the daemon.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
-    counts: Mutex<BTreeMap<StorePath, usize>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Counted: several connections may hold one path.
+    counts: BTreeMap<StorePath, usize>,
+    /// Collections that are running.
+    collections: usize,
+    /// What was dropped since the first of them began. Each path was named in a request, and it lasts no longer than
+    /// the collection.
+    lingering: BTreeSet<StorePath>,
+}
+
+impl State {
+    fn holds(&self, path: &StorePath) -> bool {
+        self.counts.contains_key(path) || self.lingering.contains(path)
+    }
 }
 
 impl Registry {
     pub(crate) fn snapshot(&self) -> BTreeSet<StorePath> {
-        self.counts.lock().keys().cloned().collect()
+        let state = self.state.lock();
+        state.counts.keys().chain(&state.lingering).cloned().collect()
     }
 
-    pub(crate) fn contains(&self, path: &StorePath) -> bool {
-        self.counts.lock().contains_key(path)
+    /// From now on until the guard is dropped, no temporary root goes away. To be called before roots are looked for.
+    pub(crate) fn begin_collection(self: &Arc<Self>) -> Collecting {
+        self.state.lock().collections += 1;
+        Collecting(Arc::clone(self))
+    }
+
+    /// Those of `paths` that are temporary roots.
+    pub(crate) fn held_among<'a>(&self, paths: impl Iterator<Item = &'a StorePath>) -> Vec<StorePath> {
+        let state = self.state.lock();
+        paths.filter(|path| state.holds(path)).cloned().collect()
+    }
+
+    /// Calls `act` unless one of `paths` is a temporary root; else says which are. None can become one in between.
+    pub(crate) fn unless_held<'a, T>(
+        &self,
+        paths: impl Iterator<Item = &'a StorePath>,
+        act: impl FnOnce() -> T,
+    ) -> Result<T, Vec<StorePath>> {
+        let state = self.state.lock();
+        let held: Vec<StorePath> = paths.filter(|path| state.holds(path)).cloned().collect();
+        if held.is_empty() { Ok(act()) } else { Err(held) }
+    }
+}
+
+/// A collection is running.
+#[derive(Debug)]
+pub(crate) struct Collecting(Arc<Registry>);
+
+impl Drop for Collecting {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.collections -= 1;
+        if state.collections == 0 {
+            state.lingering.clear();
+        }
     }
 }
 
@@ -42,20 +97,23 @@ impl TempRoots {
     pub fn add(&self, path: &StorePath) {
         let mut own = self.own.lock();
         if own.insert(path.clone()) {
-            *self.registry.counts.lock().entry(path.clone()).or_default() += 1;
+            *self.registry.state.lock().counts.entry(path.clone()).or_default() += 1;
         }
     }
 }
 
 impl Drop for TempRoots {
     fn drop(&mut self) {
-        let mut counts = self.registry.counts.lock();
-        for path in self.own.get_mut().iter() {
-            if let Some(count) = counts.get_mut(path) {
+        let mut state = self.registry.state.lock();
+        for path in std::mem::take(self.own.get_mut()) {
+            if let Some(count) = state.counts.get_mut(&path) {
                 *count -= 1;
                 if *count == 0 {
-                    counts.remove(path);
+                    state.counts.remove(&path);
                 }
+            }
+            if state.collections > 0 {
+                state.lingering.insert(path);
             }
         }
     }
@@ -65,17 +123,57 @@ impl Drop for TempRoots {
 mod tests {
     use super::*;
 
+    fn path(name: &str) -> StorePath {
+        StorePath::from_parts([1; 20], name).unwrap()
+    }
+
     #[test]
     fn a_root_lasts_as_long_as_its_last_holder() {
         let registry = Arc::new(Registry::default());
-        let path = StorePath::from_parts([1; 20], "a").unwrap();
+        let path = path("a");
         let (one, two) = (TempRoots::new(registry.clone()), TempRoots::new(registry.clone()));
         one.add(&path);
         one.add(&path);
         two.add(&path);
         drop(one);
-        assert!(registry.contains(&path));
+        assert_eq!(registry.snapshot(), BTreeSet::from([path.clone()]));
         drop(two);
         assert!(registry.snapshot().is_empty());
+    }
+
+    #[test]
+    fn a_root_that_is_dropped_while_a_collection_runs_lasts_until_the_last_one_ends() {
+        let registry = Arc::new(Registry::default());
+        let path = path("a");
+        let roots = TempRoots::new(registry.clone());
+        roots.add(&path);
+        let (first, second) = (registry.begin_collection(), registry.begin_collection());
+        drop(roots);
+        drop(first);
+        assert_eq!(registry.snapshot(), BTreeSet::from([path.clone()]));
+        assert_eq!(registry.unless_held([&path].into_iter(), || ()), Err(vec![path]));
+        drop(second);
+        assert!(registry.snapshot().is_empty());
+    }
+
+    #[test]
+    fn nobody_takes_a_root_while_something_is_done_to_it() {
+        let registry = Arc::new(Registry::default());
+        let path = path("a");
+        let roots = TempRoots::new(registry.clone());
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            registry
+                .unless_held([&path].into_iter(), || {
+                    scope.spawn(|| {
+                        roots.add(&path);
+                        sender.send(()).unwrap();
+                    });
+                    let waited = receiver.recv_timeout(std::time::Duration::from_millis(100));
+                    assert!(waited.is_err(), "the root was acknowledged in the middle");
+                })
+                .unwrap();
+            receiver.recv().unwrap();
+        });
     }
 }

@@ -5,86 +5,19 @@
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
+mod common;
+
+use common::{Fixture, add, gc, info, nar};
 use nix_compat::content_address::{ContentAddress, Method};
 use nix_compat::hash::{Algorithm, Hash, NarHash, sha256};
 use nix_compat::nar::NarWriter;
 use nix_compat::path_info::PathInfo;
-use nix_compat::store_path::{StoreDir, StorePath, content_address_path};
+use nix_compat::signature::Signature;
+use nix_compat::store_path::{StorePath, content_address_path};
 use store::nar_digest::NarDigest;
 use store::view::StoreView;
-use store::{AddOptions, Config, Error, GcAction, GcOptions, NewPath, SignaturePolicy, Store};
-
-struct Fixture {
-    dir: tempfile::TempDir,
-    store: Option<Arc<Store>>,
-}
-
-impl Fixture {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Some(Store::open(Config::new(StoreDir::default(), dir.path())).unwrap());
-        Self { dir, store }
-    }
-
-    fn store(&self) -> &Arc<Store> {
-        self.store.as_ref().unwrap()
-    }
-
-    fn reopen(&mut self) {
-        self.store = None;
-        self.store = Some(Store::open(Config::new(StoreDir::default(), self.dir.path())).unwrap());
-    }
-}
-
-/// A directory with an executable, a link, and `size` bytes of data.
-fn nar(seed: &str, size: usize) -> Vec<u8> {
-    let mut nar = NarWriter::new(Vec::new());
-    nar.enter_directory().unwrap();
-    nar.entry(b"bin").unwrap();
-    nar.enter_directory().unwrap();
-    nar.entry(b"run").unwrap();
-    nar.regular_header(true, seed.len() as u64).unwrap();
-    nar.contents(seed.as_bytes()).unwrap();
-    nar.end_regular().unwrap();
-    nar.leave_directory().unwrap();
-    nar.entry(b"data").unwrap();
-    let data: Vec<u8> = (0..size).map(|i| (i * i / 7 + seed.len()) as u8).collect();
-    nar.regular_header(false, size as u64).unwrap();
-    nar.contents(&data).unwrap();
-    nar.end_regular().unwrap();
-    nar.entry(b"link").unwrap();
-    nar.symlink(b"bin/run").unwrap();
-    nar.leave_directory().unwrap();
-    nar.finish().unwrap()
-}
-
-fn info(name: &str, nar: &[u8], references: &[&StorePath]) -> PathInfo {
-    PathInfo {
-        path: StorePath::from_parts(sha256(name.as_bytes())[..20].try_into().unwrap(), name).unwrap(),
-        deriver: None,
-        nar_hash: NarHash::from(sha256(nar)),
-        references: references.iter().map(|r| (*r).clone()).collect(),
-        registration_time: 0,
-        nar_size: nar.len() as u64,
-        ultimate: false,
-        signatures: BTreeSet::new(),
-        ca: None,
-    }
-}
-
-fn add(store: &Store, name: &str, references: &[&StorePath]) -> StorePath {
-    let nar = nar(name, 100_000);
-    let info = info(name, &nar, references);
-    let path = info.path.clone();
-    store.add_with_info(info, &mut &nar[..]).unwrap();
-    path
-}
-
-fn gc(action: GcAction) -> GcOptions {
-    GcOptions { action, max_freed: u64::MAX, keep_derivations: true, keep_outputs: false }
-}
+use store::{AddOptions, Error, GcAction, MAX_SIGNATURE_LENGTH, MAX_SIGNATURES, NewPath, SignaturePolicy};
 
 #[test]
 fn what_goes_in_comes_out_also_after_reopening() {
@@ -165,34 +98,6 @@ fn an_unsigned_path_is_for_trusted_clients_only() {
 }
 
 #[test]
-fn collection_keeps_what_roots_reach() {
-    let fixture = Fixture::new();
-    let store = fixture.store();
-    let a = add(store, "a", &[]);
-    let b = add(store, "b", &[&a]);
-    let c = add(store, "c", &[&a]);
-    let link = fixture.dir.path().join("result");
-    std::os::unix::fs::symlink(store.store_dir().display(&b), &link).unwrap();
-    store.add_indirect_root(&link).unwrap();
-    assert!(store.find_roots().unwrap().iter().any(|root| root.path == b && root.link == link.to_str().unwrap()));
-
-    let dead = store.collect_garbage(&gc(GcAction::ReturnDead)).unwrap().paths;
-    assert_eq!(dead, BTreeSet::from([c.clone()]));
-    let held = store.new_temp_roots();
-    held.add(&c);
-    assert!(store.collect_garbage(&gc(GcAction::DeleteDead)).unwrap().paths.is_empty());
-    drop(held);
-    assert_eq!(store.collect_garbage(&gc(GcAction::DeleteDead)).unwrap().paths, BTreeSet::from([c]));
-
-    let refused = store.collect_garbage(&gc(GcAction::DeleteSpecific(BTreeSet::from([a.clone()]))));
-    assert!(matches!(refused, Err(Error::Alive(_))));
-    std::fs::remove_file(&link).unwrap();
-    let outcome = store.collect_garbage(&gc(GcAction::DeleteDead)).unwrap();
-    assert_eq!(outcome.paths, BTreeSet::from([a, b]));
-    assert!(store.all_valid_paths().unwrap().is_empty());
-}
-
-#[test]
 fn numbers_are_never_used_twice() {
     let mut fixture = Fixture::new();
     let a = add(fixture.store(), "a", &[]);
@@ -251,20 +156,51 @@ fn verification_finds_nothing_wrong_with_a_good_store() {
 }
 
 #[test]
-fn an_import_that_is_not_registered_survives_a_sweep_as_long_as_it_is_pinned() {
+fn a_content_address_that_does_not_give_the_path_is_not_registered() {
     let fixture = Fixture::new();
     let store = fixture.store();
-    let bytes = nar("pinned", 200_000);
+    let bytes = nar("ca", 10);
     let ingested = store.import_nar(&mut &bytes[..], NarDigest::new(None, None)).unwrap();
-    // Deleting something wakes the sweeper, which has to wait for the pin.
-    add(store, "dead", &[]);
-    store.collect_garbage(&gc(GcAction::DeleteDead)).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    let info = info("pinned", &bytes, &[]);
-    let path = info.path.clone();
-    store.register(vec![NewPath { info, node: ingested.node, pin: Some(ingested.pin) }]).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(500));
-    let mut out = Vec::new();
-    store.write_nar(&path, &mut out).unwrap();
-    assert!(out == bytes);
+    let ca = ContentAddress { method: Method::Nar, hash: Hash::Sha256(sha256(&bytes)) };
+    let wrong = PathInfo { ca: Some(ca.clone()), ..info("ca", &bytes, &[]) };
+    let register = |info: PathInfo| {
+        store.register(vec![NewPath { info, node: ingested.node.clone(), pin: Some(ingested.pin.clone()) }])
+    };
+    assert!(matches!(register(wrong.clone()), Err(Error::ContentAddressMismatch { .. })));
+    assert!(!store.is_valid(&wrong.path).unwrap());
+    // Nor is one taken on by a path that is valid without it.
+    register(PathInfo { ca: None, ..wrong.clone() }).unwrap();
+    assert!(matches!(register(wrong.clone()), Err(Error::ContentAddressMismatch { .. })));
+    assert_eq!(store.path_info(&wrong.path).unwrap().unwrap().ca, None);
+    for refers_to_itself in [false, true] {
+        let path = content_address_path(store.store_dir(), "ca", &ca, &BTreeSet::new(), refers_to_itself).unwrap();
+        let references = refers_to_itself.then(|| path.clone()).into_iter().collect();
+        register(PathInfo { path, references, ..wrong.clone() }).unwrap();
+    }
+}
+
+#[test]
+fn the_signatures_of_a_path_have_a_bound() {
+    let fixture = Fixture::new();
+    let store = fixture.store();
+    let path = add(store, "signed", &[]);
+    let signature = |n: usize| Signature::from_parts(&format!("key-{n}"), &[7; 64]).unwrap();
+    let long = Signature::from_parts(&"k".repeat(MAX_SIGNATURE_LENGTH), b"x").unwrap();
+    assert!(matches!(store.add_signatures(&path, [long]), Err(Error::SignatureTooLong { .. })));
+    store.add_signatures(&path, (0..MAX_SIGNATURES).map(signature)).unwrap();
+    store.add_signatures(&path, [signature(0)]).unwrap();
+    assert!(matches!(store.add_signatures(&path, [signature(1000)]), Err(Error::TooManySignatures { .. })));
+    let count = || store.path_info(&path).unwrap().unwrap().signatures.len();
+    assert_eq!(count(), MAX_SIGNATURES);
+
+    // Registering it again succeeds, but is no way around the bound.
+    let again = |signatures| {
+        let entry = store.valid_entry(&path).unwrap();
+        let info = PathInfo { signatures, ..entry.info };
+        store.register(vec![NewPath { info, node: entry.node, pin: None }])
+    };
+    again(BTreeSet::from([signature(1000)])).unwrap();
+    assert_eq!(count(), MAX_SIGNATURES);
+    let refused = again((0..=MAX_SIGNATURES).map(signature).collect());
+    assert!(matches!(refused, Err(Error::TooManySignatures { .. })));
 }
