@@ -9,7 +9,7 @@ use nix_compat::path_info::PathInfo;
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::{AddToStoreNar, MethodText, Payload, Request, Response};
 use store::nar_digest::NarDigest;
-use store::{AddOptions, SignaturePolicy, Store};
+use store::{AddOptions, SignaturePolicy, Store, TempRoots};
 
 use crate::connection::Input;
 use crate::context::Session;
@@ -39,14 +39,13 @@ pub(super) async fn content(
     let temp_roots = session.temp_roots.clone();
     let info = payload::receive(session, input, payload, move |reader| {
         let info = if old && options.method != Method::Nar {
-            add_flat_from_nar(&store, &options, reader)?
+            add_flat_from_nar(&store, &options, &temp_roots, reader)?
         } else {
-            store.add(&options, reader)?
+            store.add_rooted(&options, &temp_roots, reader)?
         };
         if !old {
             refuse_trailing_bytes(reader)?;
         }
-        temp_roots.add(&info.path);
         Ok(info)
     })
     .await?;
@@ -71,7 +70,12 @@ fn options(name: String, method: &MethodText, references: BTreeSet<StorePath>) -
 }
 
 /// Below 1.25 even a file that is hashed flat comes as a NAR.
-fn add_flat_from_nar(store: &Store, options: &AddOptions, reader: &mut dyn Read) -> Result<PathInfo, OpError> {
+fn add_flat_from_nar(
+    store: &Store,
+    options: &AddOptions,
+    temp_roots: &TempRoots,
+    reader: &mut dyn Read,
+) -> Result<PathInfo, OpError> {
     let mut ingested = store.import_nar(reader, NarDigest::new(None, None))?;
     let castore::Node::File { digest, size, executable } = ingested.node else {
         return Err(OpError::new(format!("regular file expected for '{}', which is hashed flat", options.name)));
@@ -82,7 +86,7 @@ fn add_flat_from_nar(store: &Store, options: &AddOptions, reader: &mut dyn Read)
         ingested.nar = store.nar_facts(&ingested.node, None)?;
     }
     let hash: Hash = store.flat_hash(&ingested.node, options.algorithm, &options.name)?;
-    Ok(store.add_ingested(options, ingested, hash)?)
+    Ok(store.add_ingested_rooted(options, temp_roots, ingested, hash)?)
 }
 
 /// A payload that goes on after its archive is not what the client meant to send.
@@ -106,8 +110,7 @@ pub(super) async fn text(
     let temp_roots = session.temp_roots.clone();
     session
         .blocking(move |store| {
-            let info = store.add(&options, &mut &text[..])?;
-            temp_roots.add(&info.path);
+            let info = store.add_rooted(&options, &temp_roots, &mut &text[..])?;
             Ok(Response::Path(Some(info.path)))
         })
         .await
