@@ -10,11 +10,72 @@ pub(crate) struct Attributes<'a> {
     structured: Option<Map<String, Value>>,
 }
 
+/// Attributes that cannot be obeyed. None is ever passed over: what it asks for may be somebody's protection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AttributeError {
+    #[error("the structured attributes are no JSON object: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("the attribute '{name}' must be {wanted}")]
+    Type { name: String, wanted: &'static str },
+    #[error("the attribute '{0}' is not supported")]
+    Unsupported(&'static str),
+}
+
+/// What is demanded of one output.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct OutputChecks {
+    /// Largest size of its NAR, in bytes.
+    pub(crate) max_size: Option<u64>,
+    /// Largest sum of the NAR sizes of its closure.
+    pub(crate) max_closure_size: Option<u64>,
+    /// The reference an output may always have to itself; only plain attributes leave it out of the closure.
+    pub(crate) ignore_itself: bool,
+    pub(crate) allowed_references: Option<Vec<String>>,
+    pub(crate) allowed_requisites: Option<Vec<String>>,
+    pub(crate) disallowed_references: Option<Vec<String>>,
+    pub(crate) disallowed_requisites: Option<Vec<String>>,
+}
+
+const STRINGS: &str = "a list of strings";
+const OBJECT: &str = "an object";
+const BOOLEAN: &str = "a boolean";
+const SIZE: &str = "a size in bytes";
+
+fn wrong(name: &str, wanted: &'static str) -> AttributeError {
+    AttributeError::Type { name: name.to_owned(), wanted }
+}
+
 impl<'a> Attributes<'a> {
-    /// Reads the attributes; fails when the structured ones are no JSON object.
-    pub(crate) fn new(drv: &'a BasicDerivation) -> Result<Self, serde_json::Error> {
+    /// Reads the attributes, and fails when there is one among them that a build would have to pass over.
+    pub(crate) fn new(drv: &'a BasicDerivation) -> Result<Self, AttributeError> {
         let structured = drv.structured_attrs().map(serde_json::from_slice).transpose()?;
-        Ok(Self { drv, structured })
+        let attributes = Self { drv, structured };
+        attributes.check()?;
+        Ok(attributes)
+    }
+
+    fn check(&self) -> Result<(), AttributeError> {
+        const EXPORT: &str = "exportReferencesGraph";
+        let Some(json) = &self.structured else {
+            let exports = self.drv.env(EXPORT).is_some_and(|text| !text.trim_ascii().is_empty());
+            return if exports { Err(AttributeError::Unsupported(EXPORT)) } else { Ok(()) };
+        };
+        if json.get(EXPORT).is_some_and(|graphs| graphs.as_object().is_none_or(|graphs| !graphs.is_empty())) {
+            return Err(AttributeError::Unsupported(EXPORT));
+        }
+        for name in ["requiredSystemFeatures", "impureEnvVars"] {
+            if json.get(name).is_some_and(|value| strings(value).is_none()) {
+                return Err(wrong(name, STRINGS));
+            }
+        }
+        if json.get("__noChroot").is_some_and(|value| !value.is_boolean()) {
+            return Err(wrong("__noChroot", BOOLEAN));
+        }
+        for output in self.drv.outputs.keys() {
+            self.output_checks(output.as_str())?;
+            self.discards_references(output.as_str())?;
+        }
+        Ok(())
     }
 
     /// The structured attributes, if that is the way.
@@ -41,13 +102,55 @@ impl<'a> Attributes<'a> {
         }
     }
 
-    /// A list of words that constrains one output: with structured attributes each output has its own.
-    pub(crate) fn output_check(&self, output: &str, name: &str) -> Option<Vec<String>> {
-        match &self.structured {
-            Some(json) => strings(json.get("outputChecks")?.get(output)?.get(name)?),
-            None => self.words(name),
-        }
+    /// What is demanded of an output: with structured attributes each has its own demands.
+    pub(crate) fn output_checks(&self, output: &str) -> Result<OutputChecks, AttributeError> {
+        let Some(json) = &self.structured else {
+            return Ok(OutputChecks {
+                max_size: None,
+                max_closure_size: None,
+                ignore_itself: true,
+                allowed_references: self.words("allowedReferences"),
+                allowed_requisites: self.words("allowedRequisites"),
+                disallowed_references: self.words("disallowedReferences"),
+                disallowed_requisites: self.words("disallowedRequisites"),
+            });
+        };
+        let Some(checks) = entry(json, "outputChecks", output)? else { return Ok(OutputChecks::default()) };
+        let full_name = |name: &str| format!("outputChecks.{output}.{name}");
+        let checks = checks.as_object().ok_or_else(|| wrong(&format!("outputChecks.{output}"), OBJECT))?;
+        let size = |name: &str| {
+            let size = |value: &Value| value.as_u64().ok_or_else(|| wrong(&full_name(name), SIZE));
+            checks.get(name).map(size).transpose()
+        };
+        let list = |name: &str| {
+            let list = |value: &Value| strings(value).ok_or_else(|| wrong(&full_name(name), STRINGS));
+            checks.get(name).map(list).transpose()
+        };
+        Ok(OutputChecks {
+            max_size: size("maxSize")?,
+            max_closure_size: size("maxClosureSize")?,
+            ignore_itself: false,
+            allowed_references: list("allowedReferences")?,
+            allowed_requisites: list("allowedRequisites")?,
+            disallowed_references: list("disallowedReferences")?,
+            disallowed_requisites: list("disallowedRequisites")?,
+        })
     }
+
+    /// Whether an output is to be registered without references, whatever is in it. Only structured attributes can ask
+    /// for this.
+    pub(crate) fn discards_references(&self, output: &str) -> Result<bool, AttributeError> {
+        const NAME: &str = "unsafeDiscardReferences";
+        let Some(json) = &self.structured else { return Ok(false) };
+        let Some(value) = entry(json, NAME, output)? else { return Ok(false) };
+        value.as_bool().ok_or_else(|| wrong(&format!("{NAME}.{output}"), BOOLEAN))
+    }
+}
+
+/// What an attribute that is an object says of one output.
+fn entry<'a>(json: &'a Map<String, Value>, name: &str, output: &str) -> Result<Option<&'a Value>, AttributeError> {
+    let Some(object) = json.get(name) else { return Ok(None) };
+    Ok(object.as_object().ok_or_else(|| wrong(name, OBJECT))?.get(output))
 }
 
 fn strings(value: &Value) -> Option<Vec<String>> {
@@ -101,7 +204,67 @@ fn is_variable_name(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use nix_compat::derivation::{Output, OutputName};
+
     use super::*;
+
+    fn drv(name: &str, value: &str) -> BasicDerivation {
+        BasicDerivation {
+            name: "x".into(),
+            outputs: BTreeMap::from([(OutputName::default(), Output::Deferred)]),
+            input_srcs: BTreeSet::new(),
+            platform: Vec::new(),
+            builder: Vec::new(),
+            args: Vec::new(),
+            env: BTreeMap::from([(name.into(), value.into())]),
+        }
+    }
+
+    #[test]
+    fn nothing_is_passed_over() {
+        for (name, value) in [
+            ("exportReferencesGraph", "graph /nix/store/x"),
+            ("__json", r#"{"exportReferencesGraph":{"graph":["/nix/store/x"]}}"#),
+            ("__json", r#"{"exportReferencesGraph":"graph"}"#),
+            ("__json", r#"{"outputChecks":{"out":{"allowedReferences":"x"}}}"#),
+            ("__json", r#"{"outputChecks":{"out":{"disallowedRequisites":[1]}}}"#),
+            ("__json", r#"{"outputChecks":{"out":{"maxSize":"1M"}}}"#),
+            ("__json", r#"{"outputChecks":{"out":[]}}"#),
+            ("__json", r#"{"outputChecks":[]}"#),
+            ("__json", r#"{"unsafeDiscardReferences":true}"#),
+            ("__json", r#"{"unsafeDiscardReferences":{"out":"yes"}}"#),
+            ("__json", r#"{"requiredSystemFeatures":"kvm"}"#),
+            ("__json", r#"{"__noChroot":1}"#),
+            ("__json", "[]"),
+        ] {
+            assert!(Attributes::new(&drv(name, value)).is_err(), "{name} = {value}");
+        }
+        for (name, value) in [
+            ("exportReferencesGraph", " "),
+            ("unsafeDiscardReferences", "1"),
+            ("__json", r#"{"exportReferencesGraph":{},"outputChecks":{"out":{}}}"#),
+        ] {
+            Attributes::new(&drv(name, value)).unwrap();
+        }
+    }
+
+    #[test]
+    fn demands_on_outputs() {
+        let drv = drv(
+            "__json",
+            r#"{"outputChecks":{"out":{"maxSize":5,"allowedReferences":["out"]}},
+                                    "unsafeDiscardReferences":{"out":true}}"#,
+        );
+        let attributes = Attributes::new(&drv).unwrap();
+        let expected =
+            OutputChecks { max_size: Some(5), allowed_references: Some(vec!["out".into()]), ..OutputChecks::default() };
+        assert_eq!(attributes.output_checks("out").unwrap(), expected);
+        assert_eq!(attributes.output_checks("dev").unwrap(), OutputChecks::default());
+        assert!(attributes.discards_references("out").unwrap());
+        assert!(!attributes.discards_references("dev").unwrap());
+    }
 
     #[test]
     fn the_same_shell_text_as_stock() {

@@ -4,6 +4,8 @@ use nix_compat::store_path::{StoreDir, StorePath};
 use nix_compat::worker::stderr::ErrorMessage;
 use nix_compat::worker::{BuildResult, BuildStatus, DerivedPath};
 
+use crate::attributes::AttributeError;
+
 /// A build that did not succeed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -86,6 +88,10 @@ impl Failure {
 
     pub(crate) fn no_derivation(dir: &StoreDir, drv: &StorePath) -> Self {
         Self::misc(format!("failed to obtain derivation of '{}'", dir.display(drv)))
+    }
+
+    pub(crate) fn attributes(drv: &str, error: &AttributeError) -> Self {
+        Self::rejected(format!("cannot obey the attributes of '{drv}': {error}"))
     }
 
     pub(crate) fn hash_mismatch(drv: &str, specified: &str, got: &str) -> Self {

@@ -2,7 +2,7 @@
 
 use std::io::{self, PipeReader, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::fchown;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -62,6 +62,11 @@ impl Helper {
     /// A handle that ends the build.
     pub fn killer(&self) -> io::Result<Killer> {
         Ok(Killer(self.socket.try_clone()?))
+    }
+
+    /// Becomes readable when the helper has nothing more to say: every process of the build is gone, or it was killed.
+    pub fn end(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// The helper's process id.

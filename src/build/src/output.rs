@@ -51,7 +51,7 @@ impl Finished<'_> {
             new.insert(name.clone(), self.take(name, path)?);
         }
         for (name, path) in &new {
-            self.check_references(name, path, &new)?;
+            self.check_output(name, path, &new)?;
         }
         if mode == BuildMode::Check {
             return new.values().try_for_each(|path| self.compare(path));
@@ -95,7 +95,12 @@ impl Finished<'_> {
             Some(Output::Fixed { ca, .. }) => Some(ca),
             _ => None,
         };
-        let candidates: BTreeSet<StorePath> = self.inputs.iter().chain(self.outputs.values()).cloned().collect();
+        let discards = self.attributes.discards_references(name.as_str());
+        let candidates: BTreeSet<StorePath> = if discards.map_err(|e| Failure::attributes(&self.drv_name(), &e))? {
+            BTreeSet::new()
+        } else {
+            self.inputs.iter().chain(self.outputs.values()).cloned().collect()
+        };
         let ingested = self.store.ingest_dump(
             |out| {
                 let mut out = UntilCancelled { out, cancelled: self.cancelled };
@@ -172,23 +177,39 @@ impl Finished<'_> {
         Err(Failure::new(BuildStatus::NotDeterministic, text))
     }
 
-    /// Holds an output to what the derivation says it may refer to.
-    fn check_references(
+    /// Holds an output to what the derivation says of its size and references.
+    fn check_output(
         &self,
         output: &OutputName,
         path: &NewPath,
         new: &BTreeMap<OutputName, NewPath>,
     ) -> Result<(), Failure> {
-        for (attribute, allowed, whole_closure) in [
-            ("allowedReferences", true, false),
-            ("allowedRequisites", true, true),
-            ("disallowedReferences", false, false),
-            ("disallowedRequisites", false, true),
+        let name = self.display(&path.info.path);
+        let checks = self.attributes.output_checks(output.as_str());
+        let checks = checks.map_err(|e| Failure::attributes(&self.drv_name(), &e))?;
+        let too_large = |what: &str, size: u64, limit: u64| {
+            let text = format!("{what} '{name}' is too large at {size} bytes; limit is {limit} bytes");
+            Err(Failure::new(BuildStatus::OutputRejected, text))
+        };
+        if let Some(limit) = checks.max_size.filter(|limit| path.info.nar_size > *limit) {
+            return too_large("path", path.info.nar_size, limit);
+        }
+        if let Some(limit) = checks.max_closure_size {
+            let size = self.size_of(&self.closure(path, new)?, new)?;
+            if size > limit {
+                return too_large("closure of path", size, limit);
+            }
+        }
+        for (words, allowed, whole_closure) in [
+            (&checks.allowed_references, true, false),
+            (&checks.allowed_requisites, true, true),
+            (&checks.disallowed_references, false, false),
+            (&checks.disallowed_requisites, false, true),
         ] {
-            let Some(words) = self.attributes.output_check(output.as_str(), attribute) else { continue };
-            let named = self.resolve_references(&words)?;
+            let Some(words) = words else { continue };
+            let named = self.resolve_references(words)?;
             let mut found = if whole_closure { self.closure(path, new)? } else { path.info.references.clone() };
-            if whole_closure {
+            if whole_closure && checks.ignore_itself {
                 found.remove(&path.info.path);
             }
             let illegal: Vec<String> = found
@@ -197,15 +218,26 @@ impl Finished<'_> {
                 .map(|reference| format!("\n  {}", self.display(reference)))
                 .collect();
             if !illegal.is_empty() {
-                let text = format!(
-                    "output '{}' is not allowed to refer to the following paths:{}",
-                    self.display(&path.info.path),
-                    illegal.concat()
-                );
+                let text =
+                    format!("output '{name}' is not allowed to refer to the following paths:{}", illegal.concat());
                 return Err(Failure::new(BuildStatus::OutputRejected, text));
             }
         }
         Ok(())
+    }
+
+    /// The sum of NAR sizes, in bytes.
+    fn size_of(&self, paths: &BTreeSet<StorePath>, new: &BTreeMap<OutputName, NewPath>) -> Result<u64, Failure> {
+        let mut size = 0u64;
+        for path in paths {
+            let fellow = new.values().find(|new| new.info.path == *path).map(|new| new.info.nar_size);
+            let known = match fellow {
+                Some(size) => Some(size),
+                None => self.store.path_info(path)?.map(|info| info.nar_size),
+            };
+            size = size.saturating_add(known.unwrap_or(0));
+        }
+        Ok(size)
     }
 
     /// References are named by store path, or by the name of an output of this derivation.

@@ -5,13 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, PipeReader, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix_compat::derivation::{BasicDerivation, OutputName};
 use nix_compat::store_path::StorePath;
@@ -34,6 +35,10 @@ use crate::users::UserLease;
 
 /// Bytes of log read at once.
 const LOG_PIECE: usize = 64 * 1024;
+
+/// How long after the helper's end the log is still read. Its processes are gone by then, except when the helper was
+/// killed or told to kill them: then this is the time the kernel has for it.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Everything one build needs to know.
 pub(crate) struct Job {
@@ -104,9 +109,7 @@ impl Job {
             return Err(Failure::misc(format!("path '{missing}', an input of '{}', is not valid", self.name())));
         }
 
-        let attributes = Attributes::new(&self.drv).map_err(|e| {
-            Failure::rejected(format!("cannot read the structured attributes of '{}': {e}", self.name()))
-        })?;
+        let attributes = Attributes::new(&self.drv).map_err(|e| Failure::attributes(&self.name(), &e))?;
         let identity = self.user.identity();
         let builds_dir = self.options.build_dir.clone().unwrap_or_else(|| self.config.build_dir.clone());
         let room = Room::create(&builds_dir, identity)
@@ -183,6 +186,9 @@ impl Job {
     }
 
     /// Reads the log until its end, which is the end of all processes that could write to it.
+    ///
+    /// Somebody outside of the build may have been handed a descriptor of it, so the end of the helper counts as well:
+    /// what is not read [shortly after](LAST_WORDS) it is lost.
     fn follow(
         &self,
         helper: &Helper,
@@ -191,6 +197,8 @@ impl Job {
         tail: &mut Tail,
     ) -> Result<Option<Killed>, Failure> {
         let broken = |e: io::Error| Failure::misc(format!("cannot read the log of '{}': {e}", self.name()));
+        // The builder may open the pipe anew and read what was announced here.
+        fcntl(&log, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|e| broken(e.into()))?;
         let mut file = self.log_file();
         let mut splitter = LineSplitter::default();
         let mut each = |line: &[u8]| match announcement(line) {
@@ -202,25 +210,39 @@ impl Job {
             }
         };
         let mut killed = None;
+        let mut ended: Option<Instant> = None;
         let mut total = 0u64;
         let start = Instant::now();
         let mut last_output = start;
         let mut buffer = vec![0; LOG_PIECE];
         loop {
             let limits = [(self.options.timeout, start), (self.options.max_silent_time, last_output)];
-            let next = limits.iter().filter_map(|(limit, since)| limit.map(|limit| (*since + limit, limit))).min();
-            if let (Some((deadline, limit)), None) = (next, &killed)
-                && !wait_readable(&log, Some(deadline)).map_err(broken)?
-            {
-                killed = Some(Killed::TimedOut(limit));
-                helper.killer().map_err(broken)?.kill();
-                continue;
+            let limit = limits.iter().filter_map(|(limit, since)| limit.map(|limit| (*since + limit, limit))).min();
+            let limit = limit.filter(|_| killed.is_none() && ended.is_none());
+            let deadline = ended.map(|ended| ended + LAST_WORDS).or(limit.map(|(deadline, _)| deadline));
+            let end = if ended.is_none() { Some(helper.end()) } else { None };
+            let woken = wait_readable(log.as_fd(), end, deadline).map_err(broken)?;
+            if woken.ended {
+                ended = Some(Instant::now());
+            }
+            // A builder that never stops talking gets no longer than others.
+            let late = limit.is_some() && self.options.timeout.is_some_and(|timeout| start.elapsed() >= timeout);
+            if !woken.readable || late {
+                match limit {
+                    _ if woken.ended => continue,
+                    Some((_, limit)) => {
+                        killed = Some(Killed::TimedOut(limit));
+                        helper.killer().map_err(broken)?.kill();
+                        continue;
+                    }
+                    None => break,
+                }
             }
             let length = match log.read(&mut buffer) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => continue,
                 other => other.map_err(broken)?,
             };
-            if length == 0 {
+            if length == 0 || ended.is_some_and(|ended| ended.elapsed() > LAST_WORDS) {
                 break;
             }
             last_output = Instant::now();
@@ -296,8 +318,14 @@ fn signal_name(number: i32) -> String {
     }
 }
 
-/// Waits until there is something to read, or the deadline. False: it is the deadline.
-fn wait_readable(pipe: &PipeReader, deadline: Option<Instant>) -> io::Result<bool> {
+/// What a wait ended with. Neither: the deadline.
+struct Woken {
+    readable: bool,
+    ended: bool,
+}
+
+/// Waits until there is something to read in `log`, something happens to `end`, or the deadline.
+fn wait_readable(log: BorrowedFd<'_>, end: Option<BorrowedFd<'_>>, deadline: Option<Instant>) -> io::Result<Woken> {
     loop {
         let timeout = match deadline {
             // Rounded up, so as not to wake before the deadline again and again.
@@ -307,10 +335,14 @@ fn wait_readable(pipe: &PipeReader, deadline: Option<Instant>) -> io::Result<boo
             }
             None => PollTimeout::NONE,
         };
-        let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+        let fds = [Some(log), end].into_iter().flatten();
+        let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         match poll(&mut fds, timeout) {
             Ok(0) if deadline.is_some_and(|deadline| Instant::now() < deadline) => {}
-            Ok(ready) => return Ok(ready > 0),
+            Ok(_) => {
+                let woken = |fd: Option<&PollFd<'_>>| fd.and_then(PollFd::any).unwrap_or(false);
+                return Ok(Woken { readable: woken(fds.first()), ended: woken(fds.get(1)) });
+            }
             Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }

@@ -298,8 +298,7 @@ impl Realisation {
             let text = format!("platform mismatch\nRequired system: '{wanted}'\nCurrent system: '{}'", options.system);
             return fail(&text);
         }
-        let attributes = Attributes::new(drv)
-            .map_err(|e| Failure::rejected(format!("cannot read the structured attributes of '{name}': {e}")))?;
+        let attributes = Attributes::new(drv).map_err(|e| Failure::attributes(&name, &e))?;
         let required = attributes.words("requiredSystemFeatures").unwrap_or_default();
         if required.iter().any(|feature| !options.features.contains(feature)) {
             let available: Vec<&str> = options.features.iter().map(String::as_str).collect();

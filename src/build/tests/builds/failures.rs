@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use nix_compat::worker::BuildStatus;
+use nix_compat::worker::{BuildMode, BuildStatus};
 
-use crate::rig::{Rig, all_outputs};
+use crate::rig::{Rig, all_outputs, soon};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_builder() {
@@ -73,20 +73,78 @@ async fn outputs_that_are_not_there_or_not_allowed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn structured_demands_on_outputs() {
+    let Some(rig) = Rig::new() else { return };
+    // The shell has no arrays, so the path of the output comes from the other file.
+    let write = "x=$(/busybox sed 's/.*\"out\":\"\\([^\"]*\\)\".*/\\1/' $NIX_ATTRS_JSON_FILE); echo $x 12345678 > $x";
+    let draft = |name: &str, attributes: &str| {
+        rig.derivation(name, write).env("__json", &format!(r#"{{"name":"{name}",{attributes}}}"#))
+    };
+    for (name, checks, reason) in [
+        ("size", r#""maxSize":100"#, "is too large at "),
+        ("closure", r#""maxClosureSize":100"#, "closure of path '"),
+        ("itself", r#""allowedRequisites":[]"#, "is not allowed to refer to"),
+    ] {
+        let (result, _) = rig.fail(&draft(name, &format!(r#""outputChecks":{{"out":{{{checks}}}}}"#)), &[]).await;
+        assert_eq!(result.status, BuildStatus::OutputRejected, "{}", result.error);
+        assert!(result.error.contains(reason), "{}", result.error);
+    }
+    let fine = r#""outputChecks":{"out":{"maxSize":1000,"maxClosureSize":1000,"allowedRequisites":["out"]}}"#;
+    rig.succeed(&draft("fine", fine), &[]).await;
+
+    let (drv, _) = rig.succeed(&draft("discards", r#""unsafeDiscardReferences":{"out":true}"#), &[]).await;
+    assert!(rig.store.path_info(&rig.output(&drv, "out")).unwrap().unwrap().references.is_empty());
+
+    let (result, _) = rig.fail(&draft("graph", r#""exportReferencesGraph":{"g":["/x"]}"#), &[]).await;
+    assert_eq!(result.status, BuildStatus::InputRejected, "{}", result.error);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn limits_end_a_build() {
     let Some(rig) = Rig::new() else { return };
     for (setting, status) in [
         (("timeout", "1"), BuildStatus::TimedOut),
+        (("timeout", "2"), BuildStatus::TimedOut),
         (("max-silent-time", "1"), BuildStatus::TimedOut),
         (("max-build-log-size", "1000"), BuildStatus::LogLimitExceeded),
     ] {
-        let script =
-            if setting.0 == "max-silent-time" { "$b sleep 30" } else { "while :; do echo line; $b sleep 0.01; done" };
+        let script = match setting {
+            ("max-silent-time", _) => "$b sleep 30",
+            ("timeout", "2") => "$b yes",
+            _ => "while :; do echo line; $b sleep 0.01; done",
+        };
         let start = Instant::now();
         let (result, _) = rig.fail(&rig.derivation(setting.0, script), &[setting]).await;
         assert_eq!(result.status, status, "{}", result.error);
         assert!(start.elapsed() < Duration::from_secs(10));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_somebody_outside_holds_open_ends_with_the_build() {
+    let Some(rig) = Rig::new() else { return };
+    let drv = rig.add(&rig.derivation("leak", "echo first; $b sleep 1; echo last; echo > $out"));
+    let (log, client) = rig.client();
+    let build = rig.scheduler.realise(vec![all_outputs(&drv)], BuildMode::Normal, rig.settings(&[]), client);
+    let leak = async {
+        soon("the first line", || !log.lines().is_empty()).await;
+        let variable = format!("out={}", rig.store.store_dir().display(&rig.output(&drv, "out")));
+        let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+        let ours = |path: &std::path::PathBuf| {
+            std::fs::read(path.join("environ"))
+                .is_ok_and(|environ| environ.split(|&b| b == 0).any(|entry| entry == variable.as_bytes()))
+        };
+        let held: Vec<_> = processes
+            .filter(ours)
+            .map(|path| std::fs::OpenOptions::new().write(true).open(path.join("fd/2")).unwrap())
+            .collect();
+        assert!(!held.is_empty(), "no process of the build found");
+        held
+    };
+    let both = async { tokio::join!(build, leak) };
+    let (results, _held) = tokio::time::timeout(Duration::from_secs(20), both).await.expect("an end of the build");
+    assert_eq!(results[0].1.status, BuildStatus::Built, "{}", results[0].1.error);
+    assert_eq!(log.lines(), ["first", "last"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use build::{BuildConfig, Client, Events, Scheduler};
 use nix_compat::conf::Settings;
@@ -234,6 +235,15 @@ impl Rig {
 
 pub(crate) fn all_outputs(drv: &StorePath) -> DerivedPath {
     DerivedPath::Built { drv: drv.clone(), outputs: OutputsSpec::All }
+}
+
+/// Waits for something that must happen soon.
+pub(crate) async fn soon(what: &str, mut happened: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !happened() {
+        assert!(start.elapsed() < Duration::from_secs(20), "{what} did not happen");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// A derivation to be.

@@ -10,16 +10,7 @@ use nix_compat::store_path::fixed_output_path;
 use nix_compat::worker::{BuildMode, BuildStatus};
 use store::{GcAction, GcOptions};
 
-use crate::rig::{Rig, all_outputs};
-
-/// Waits for something that must happen soon.
-async fn soon(what: &str, mut happened: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !happened() {
-        assert!(start.elapsed() < Duration::from_secs(20), "{what} did not happen");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
+use crate::rig::{Rig, all_outputs, soon};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_clients_share_one_build_and_both_see_all_of_it() {
