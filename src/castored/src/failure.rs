@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use ::daemon::client::ClientError;
+
 /// A command could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
@@ -30,14 +32,10 @@ pub(crate) enum Failure {
         "the store directory '{}' is not empty; castored mounts its store there and will not hide what it holds", .0.display()
     )]
     StoreDirInUse(PathBuf),
-    #[error("no daemon listens on '{}': {source}; start one with `castored daemon`", path.display())]
-    NoDaemon { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Client(#[from] ClientError),
     #[error("'{}' is for the daemon's own user, since it shows what everybody builds; try again as that user", .0.display())]
     NotYours(PathBuf),
-    #[error("the daemon's connection broke off: {0}")]
-    Protocol(String),
-    #[error("the daemon answers: {0}")]
-    Refused(String),
     #[error("{0}")]
     Usage(String),
 }

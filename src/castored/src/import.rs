@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use ::daemon::Locations;
+use ::daemon::client::{ClientError, Connection};
 use indicatif::{ProgressBar, ProgressStyle};
 use nix_compat::content_address::Method;
 use nix_compat::hash::Algorithm;
 use nix_compat::worker::{AddToStore, MethodText, Request, Response};
 use store::{AddOptions, Config, Store};
 
-use crate::client::Connection;
 use crate::failure::Failure;
 use crate::state;
 
@@ -28,11 +28,11 @@ enum Target {
 pub(crate) fn run(locations: &Locations, paths: &[PathBuf]) -> Result<ExitCode, Failure> {
     let mut target = match Connection::open(&locations.socket, &locations.store_dir) {
         Ok(connection) => Target::Daemon(connection),
-        Err(Failure::NoDaemon { .. }) => {
+        Err(ClientError::NoDaemon { .. }) => {
             state::prepare(locations)?;
             Target::Store(Store::open(Config::new(locations.store_dir.clone(), &locations.state_dir))?)
         }
-        Err(failure) => return Err(failure),
+        Err(error) => return Err(error.into()),
     };
     for path in paths {
         let name = path
@@ -63,7 +63,7 @@ fn add(target: &mut Target, name: &str, path: &Path) -> Result<nix_compat::store
             });
             match connection.call(&request, dump)? {
                 Response::AddedPath(info) => info.path,
-                other => return Err(Failure::Protocol(format!("unexpected answer {other:?}"))),
+                other => return Err(ClientError::Protocol(format!("unexpected answer {other:?}")).into()),
             }
         }
         Target::Store(store) => {

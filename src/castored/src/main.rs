@@ -4,7 +4,6 @@
 //! stock's takes ([`stock`]); as `castored-sandbox` it is the helper that a build runs in, and nothing else.
 
 mod cli;
-mod client;
 mod daemon;
 mod failure;
 mod import;

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use ::daemon::Locations;
+use ::daemon::client::ClientError;
 use store::{Config, Store};
 
 use crate::failure::Failure;
@@ -12,7 +13,7 @@ use crate::{state, status};
 pub(crate) fn run(locations: &Locations, json: bool) -> Result<ExitCode, Failure> {
     let stats = match status::ask(&locations.state_dir) {
         Ok(status) => status.stats,
-        Err(Failure::NoDaemon { .. }) => {
+        Err(Failure::Client(ClientError::NoDaemon { .. })) => {
             state::prepare(locations)?;
             Stats::of(&*Store::open(Config::new(locations.store_dir.clone(), &locations.state_dir))?)?
         }

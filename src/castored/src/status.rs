@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ::daemon::client::ClientError;
 use ::daemon::{Daemon, Locations};
 use build::Scheduler;
 use serde::{Deserialize, Serialize};
@@ -129,11 +130,11 @@ pub(crate) fn ask(state_dir: &Path) -> Result<Status, Failure> {
     let path = socket(state_dir);
     let stream = UnixStream::connect(&path).map_err(|source| match source.kind() {
         std::io::ErrorKind::PermissionDenied => Failure::NotYours(path.clone()),
-        _ => Failure::NoDaemon { path: path.clone(), source },
+        _ => ClientError::NoDaemon { path: path.clone(), source }.into(),
     })?;
     let mut text = Vec::new();
     stream.take(MAX_STATUS).read_to_end(&mut text).map_err(Failure::file("read from", &path))?;
-    serde_json::from_slice(&text).map_err(|e| Failure::Protocol(format!("its status cannot be read: {e}")))
+    serde_json::from_slice(&text).map_err(|e| ClientError::Protocol(format!("its status cannot be read: {e}")).into())
 }
 
 pub(crate) fn run(locations: &Locations, json: bool) -> Result<ExitCode, Failure> {

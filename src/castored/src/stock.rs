@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::thread;
 
 use ::daemon::Locations;
+use ::daemon::client::ClientError;
 
 use crate::daemon;
 use crate::failure::Failure;
@@ -91,7 +92,7 @@ fn is_boolean(name: &str) -> bool {
 /// decides about trust.
 fn splice(locations: &Locations) -> Result<ExitCode, Failure> {
     let path = &locations.socket;
-    let socket = UnixStream::connect(path).map_err(|source| Failure::NoDaemon { path: path.clone(), source })?;
+    let socket = UnixStream::connect(path).map_err(|source| ClientError::NoDaemon { path: path.clone(), source })?;
     let broken = |source| Failure::Process { action: "pass on the connection", source };
     let mut sending = socket.try_clone().map_err(broken)?;
     thread::Builder::new()

@@ -8,6 +8,7 @@
 //!                          └ events: log and activities ──> the client
 //! ```
 
+pub mod client;
 mod config;
 mod connection;
 mod context;
