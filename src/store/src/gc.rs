@@ -84,7 +84,10 @@ impl Store {
             GcAction::DeleteDead => {
                 let mut dead = graph.entries;
                 dead.retain(|path, _| !live.contains(path));
-                self.delete_dead(&dead, options.max_freed)
+                let outcome = self.delete_dead(&dead, options.max_freed);
+                // Whatever came of it: objects of an earlier collection, or of broken imports, may be left as well.
+                self.sweeper.wake();
+                outcome
             }
             GcAction::DeleteSpecific(paths) => {
                 if let Some(alive) = paths.iter().find(|path| live.contains(*path)) {
@@ -93,6 +96,7 @@ impl Store {
                 let mut named = graph.entries;
                 named.retain(|path, _| paths.contains(path));
                 let mut outcome = self.delete_all_or_none(named)?;
+                self.sweeper.wake();
                 // A path that does not exist counts as deleted, with stock as well.
                 outcome.paths.extend(paths.iter().cloned());
                 Ok(outcome)

@@ -248,10 +248,12 @@ fn a_panic_while_flushing_is_an_error_for_all_and_no_wait_without_end() {
             other.commit(batch)
         };
         committed(b"before").unwrap();
-        send.send([other.sync(), other.sync(), committed(b"after")])
+        for result in [other.sync(), other.sync(), committed(b"after")] {
+            send.send(result).unwrap();
+        }
     });
-    let results = receive.recv_timeout(std::time::Duration::from_secs(30)).expect("somebody waits for ever");
-    for result in results {
+    for _ in 0..3 {
+        let result = receive.recv_timeout(std::time::Duration::from_secs(30)).expect("somebody waits for ever");
         assert!(matches!(result, Err(IndexError::Flush(error)) if matches!(*error, IndexError::Panicked)));
     }
 }

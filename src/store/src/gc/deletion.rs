@@ -46,8 +46,6 @@ impl Store {
             // Members of a circle that do not share a chunk keep each other until the next collection.
             self.delete_chunk(chunk, false, &mut outcome)?;
         }
-        // Even if nothing was deleted now: an earlier collection's objects, or those of broken imports, may be left.
-        self.sweeper.wake();
         Ok(outcome)
     }
 
@@ -56,7 +54,6 @@ impl Store {
         let mut outcome = GcOutcome::default();
         let named = named.into_iter().map(|(path, entry)| (path, self.doom(entry))).collect();
         self.delete_chunk(named, true, &mut outcome)?;
-        self.sweeper.wake();
         Ok(outcome)
     }
 
