@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bzip2::Compression;
 use bzip2::write::BzEncoder;
@@ -13,11 +14,27 @@ use nix_compat::store_path::StorePath;
 pub(crate) const MAX_LINE: usize = 64 * 1024;
 
 /// The log kept under `<log>/drvs`, as every stock client looks for it.
-pub struct LogFile(Sink);
+///
+/// It gets its name when it is complete, so that two builds of one derivation (a check beside it, or a new one while the
+/// cancelled one dies) do not write over each other. Dropped before that, it is gone.
+pub struct LogFile {
+    sink: Sink,
+    unfinished: Unfinished,
+    path: PathBuf,
+}
 
 enum Sink {
     Compressed(BzEncoder<BufWriter<File>>),
     Plain(BufWriter<File>),
+}
+
+/// A file that is removed, unless it has been renamed.
+struct Unfinished(PathBuf);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 impl LogFile {
@@ -33,28 +50,34 @@ impl LogFile {
 
     /// Starts the log anew.
     pub fn create(log_dir: &Path, drv: &StorePath, compress: bool) -> io::Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         let path = Self::path(log_dir, drv, compress);
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
         }
-        let file = BufWriter::new(File::create(path)?);
-        Ok(Self(if compress { Sink::Compressed(BzEncoder::new(file, Compression::best())) } else { Sink::Plain(file) }))
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let temporary = path.with_file_name(format!(".unfinished-{}-{number}", std::process::id()));
+        let file = BufWriter::new(File::create(&temporary)?);
+        let sink =
+            if compress { Sink::Compressed(BzEncoder::new(file, Compression::best())) } else { Sink::Plain(file) };
+        Ok(Self { sink, unfinished: Unfinished(temporary), path })
     }
 
     /// Appends to the log.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match &mut self.0 {
+        match &mut self.sink {
             Sink::Compressed(sink) => sink.write_all(bytes),
             Sink::Plain(sink) => sink.write_all(bytes),
         }
     }
 
-    /// Writes out what is buffered and ends the log.
+    /// Writes out what is buffered, ends the log and gives it its name.
     pub fn finish(self) -> io::Result<()> {
-        match self.0 {
-            Sink::Compressed(sink) => sink.finish()?.flush(),
-            Sink::Plain(mut sink) => sink.flush(),
+        match self.sink {
+            Sink::Compressed(sink) => sink.finish()?.flush()?,
+            Sink::Plain(mut sink) => sink.flush()?,
         }
+        fs::rename(&self.unfinished.0, &self.path)
     }
 }
 
@@ -178,6 +201,25 @@ mod tests {
         assert_eq!(announcement(br#"@nix { "action": "setPhase", "phase": "x" }"#), Some(Some("x".into())));
         assert_eq!(announcement(br#"@nix {"action":"start"}"#), Some(None));
         assert_eq!(announcement(b"@nix is nice"), None);
+    }
+
+    #[test]
+    fn logs_of_one_derivation_do_not_mix() {
+        let dir = tempfile::tempdir().unwrap();
+        let drv = StorePath::from_base_name("ck9x0f58gazaimyxgv1037hv5ziciq98-fail.drv").unwrap();
+        let create = || LogFile::create(dir.path(), &drv, false).unwrap();
+        let (mut first, mut second, mut third) = (create(), create(), create());
+        first.write(b"first\n").unwrap();
+        second.write(b"second\n").unwrap();
+        first.write(b"more\n").unwrap();
+        third.write(b"given up\n").unwrap();
+        let path = LogFile::path(dir.path(), &drv, false);
+        first.finish().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "first\nmore\n");
+        second.finish().unwrap();
+        drop(third);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "second\n");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
     }
 
     #[test]

@@ -5,11 +5,16 @@
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, openat, renameat2};
+use nix::sys::stat::Mode;
+
+use crate::own::set_mode;
 use crate::remove::remove_tree;
 use crate::sandbox::Identity;
 
@@ -17,6 +22,11 @@ use crate::sandbox::Identity;
 const RUNNING: &str = "run-";
 /// Prefix of directories that a client wanted to be kept.
 const KEPT: &str = "kept-";
+
+/// What is kept is for everybody to read.
+const READABLE: Mode = Mode::from_bits_truncate(0o755);
+/// How the directory of a build user is opened by name.
+const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
@@ -106,10 +116,24 @@ impl Room {
         for other in [self.tmp(), self.store(), self.overlay_work(), self.root()] {
             remove_tree(&other)?;
         }
+        // By descriptor: the build directory is its user's, and so may be what has its name.
+        let whole = File::open(&self.path)?;
+        let build = openat(&whole, "build", DIRECTORY, Mode::empty())?;
+        set_mode(build.as_fd(), READABLE)?;
         let name = self.path.file_name().map(|name| name.to_string_lossy().replacen(RUNNING, KEPT, 1));
-        let kept = self.path.with_file_name(name.unwrap_or_default());
-        fs::rename(&self.path, &kept)?;
-        fs::set_permissions(&kept, Permissions::from_mode(0o755))?;
+        let name = name.unwrap_or_default();
+        let mut kept = self.path.with_file_name(&name);
+        // Names of an earlier process may come again.
+        for number in 2.. {
+            match renameat2(AT_FDCWD, &self.path, AT_FDCWD, &kept, RenameFlags::RENAME_NOREPLACE) {
+                Err(Errno::EEXIST) => kept = self.path.with_file_name(format!("{name}-{number}")),
+                other => {
+                    other?;
+                    break;
+                }
+            }
+        }
+        set_mode(whole.as_fd(), READABLE)?;
         Ok(kept.join("build"))
     }
 }
@@ -119,5 +143,30 @@ impl Drop for Room {
         if let Err(error) = remove_tree(&self.path) {
             tracing::warn!("cannot remove {}: {error}", self.path.display());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_can_be_read_and_replaces_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut kept = Vec::new();
+        for text in ["first", "second"] {
+            NEXT.store(7, Ordering::Relaxed);
+            let room = Room::create(dir.path(), Identity::Caller).unwrap();
+            fs::write(room.build_dir().join("file"), text).unwrap();
+            kept.push(room.keep().unwrap());
+        }
+        for (path, text) in kept.iter().zip(["first", "second"]) {
+            assert_eq!(fs::read_to_string(path.join("file")).unwrap(), text);
+            for path in [path, path.parent().unwrap()] {
+                assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o755);
+            }
+        }
+        remove_leftovers(dir.path());
+        assert!(kept[0].exists());
     }
 }

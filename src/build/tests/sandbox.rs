@@ -175,6 +175,21 @@ fn the_log_can_be_opened_by_name() {
 }
 
 #[test]
+fn nothing_of_the_daemons_own_limits_and_keys_is_inherited() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let Some(lab) = lab("/nix/store") else { return };
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard.min(4096), hard).unwrap();
+    let script = "ulimit -n; ulimit -Hn; /bb/busybox cat /proc/keys || :";
+    let log = succeed(&lab.sandboxed(script));
+    let lines: Vec<&str> = log.lines().collect();
+    assert_eq!(lines[0], "1024", "{log}");
+    assert!(lines[1].parse::<u64>().unwrap() <= 524_288, "{log}");
+    // A session keyring of its own, and none that is the daemon's.
+    assert!(log.contains(" _ses: ") && !log.contains("_uid_ses.0"), "{log}");
+}
+
+#[test]
 fn inputs_root_and_devices_are_protected() {
     let Some(lab) = lab("/nix/store") else { return };
     let log = succeed(&lab.sandboxed(

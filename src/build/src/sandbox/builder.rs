@@ -27,6 +27,11 @@ use super::{SetupError, Step, loopback, restrict, sys, view};
 /// What the child writes to the supervisor when its user namespace waits for its maps.
 pub(super) const WANT_MAPS: u8 = 0;
 
+/// Open files a builder starts with: what a login shell has.
+const OPEN_FILES: u64 = 1024;
+/// Open files it can ask for.
+const MAX_OPEN_FILES: u64 = 524_288;
+
 /// Becomes the builder; returns only when it could not.
 pub(super) fn become_builder(spec: &Spec, link: &mut UnixStream) -> Result<Infallible, SetupError> {
     // The supervisor's death is ours, from the first moment.
@@ -66,6 +71,12 @@ pub(super) fn become_builder(spec: &Spec, link: &mut UnixStream) -> Result<Infal
     }
     restrict::filter_system_calls()?;
 
+    // Else the builder could use, and hand on, keys of the daemon's session.
+    sys::join_new_session_keyring().step(|| "joining a session keyring of its own")?;
+    // The daemon's own limit is raised; programs that close or poll all descriptors suffer from that.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).step(|| "reading the limit of open files")?;
+    let hard = hard.min(MAX_OPEN_FILES);
+    setrlimit(Resource::RLIMIT_NOFILE, hard.min(OPEN_FILES), hard).step(|| "limiting open files")?;
     let (_, hard) = getrlimit(Resource::RLIMIT_CORE).step(|| "reading the core size limit")?;
     setrlimit(Resource::RLIMIT_CORE, 0, hard).step(|| "limiting core files")?;
     // The same addresses in every run: one source less of outputs that differ.

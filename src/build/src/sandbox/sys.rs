@@ -175,6 +175,25 @@ pub(super) fn scope_abstract_sockets() -> bool {
     check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0u32) }).is_ok()
 }
 
+/// Leaves the session keyring of whoever started the daemon for an empty one. A kernel without keyrings has none to leave.
+pub(super) fn join_new_session_keyring() -> io::Result<()> {
+    // SAFETY: the null pointer asks for a keyring without a name.
+    let joined = check(unsafe {
+        libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<c_char>())
+    });
+    match joined {
+        Err(e) if e.raw_os_error() != Some(libc::ENOSYS) => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Sets the NIS domain name of this UTS namespace.
+pub(super) fn set_domain_name(name: &[u8]) -> io::Result<()> {
+    // SAFETY: the kernel reads as many bytes as said from a slice that outlives the call.
+    check(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }.into())?;
+    Ok(())
+}
+
 /// Replaces this process. Returns only with the reason why it could not.
 pub(super) fn exec(program: &CStr, args: &[CString], env: &[CString]) -> io::Error {
     let pointers = |list: &[CString]| -> Vec<*const c_char> {

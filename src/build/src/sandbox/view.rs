@@ -102,7 +102,9 @@ pub(super) fn enter_sandbox(view: &SandboxView, host_network: bool) -> Result<()
     chdir("/").step(|| "entering the sandbox root")?;
     let root = open_directory(Path::new("/"))?;
     sys::restrict_mount(root.as_fd(), MountAttributes::READ_ONLY, false).step(|| "making the root read-only")?;
-    sethostname("localhost").step(|| "setting the host name")
+    sethostname("localhost").step(|| "setting the host name")?;
+    // What the kernel starts with; the host's own says where the build runs.
+    sys::set_domain_name(b"(none)").step(|| "setting the domain name")
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd, SetupError> {
