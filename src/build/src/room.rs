@@ -3,16 +3,19 @@
 //! Each build has a directory that only the daemon may enter (so nobody outside reaches what is in it, whatever its
 //! permissions), and in it those that the sandbox shows to the builder.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, openat, renameat2};
 use nix::sys::stat::Mode;
+use nix::unistd::geteuid;
+use parking_lot::Mutex;
 
 use crate::own::set_mode;
 use crate::remove::remove_tree;
@@ -50,12 +53,42 @@ pub(crate) fn remove_leftovers(builds_dir: &Path) {
     }
 }
 
+/// Where builds are made below a directory that somebody has set, and that may be for everybody, as `/tmp` is.
+const OWN_NAME: &str = "castored-builds";
+
+/// Our own directory in the one of the setting `build-dir`. What an earlier process left in it is removed when it is
+/// used for the first time.
+pub(crate) fn own_builds_dir(build_dir: &Path) -> io::Result<PathBuf> {
+    static USED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    let path = build_dir.join(OWN_NAME);
+    match DirBuilder::new().recursive(false).mode(0o755).create(&path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        other => other?,
+    }
+    let found = fs::symlink_metadata(&path)?;
+    if !found.is_dir() || found.uid() != geteuid().as_raw() || found.mode() & 0o022 != 0 {
+        let text = format!("'{}' is not a directory that only the daemon can write to", path.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    }
+    if USED.lock().insert(path.clone()) {
+        remove_leftovers(&path);
+    }
+    Ok(path)
+}
+
 impl Room {
     /// Makes the directories for a build that runs as `identity`.
     pub(crate) fn create(builds_dir: &Path, identity: Identity) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o755).create(builds_dir)?;
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = builds_dir.join(format!("{RUNNING}{}-{number}", std::process::id()));
+        let path = loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = builds_dir.join(format!("{RUNNING}{}-{number}", std::process::id()));
+            match DirBuilder::new().mode(0o700).create(&path) {
+                // A daemon in another pid namespace may share the directory, and have our number.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                other => break other.map(|()| path)?,
+            }
+        };
         let make = |path: &Path, mode: u32, user: bool| -> io::Result<()> {
             DirBuilder::new().mode(0o700).create(path)?;
             if let Identity::BuildUser { uid, gid } = identity {
@@ -64,7 +97,6 @@ impl Room {
             // Explicitly, because the umask has had its say.
             fs::set_permissions(path, Permissions::from_mode(mode))
         };
-        DirBuilder::new().mode(0o700).create(&path)?;
         make(&path.join("build"), 0o700, true)?;
         make(&path.join("tmp"), 0o1777, false)?;
         // Sticky: what the daemon puts there (mount points) is not the builder's to remove.
@@ -168,5 +200,29 @@ mod tests {
         }
         remove_leftovers(dir.path());
         assert!(kept[0].exists());
+    }
+
+    #[test]
+    fn a_build_dir_for_everybody_has_a_directory_of_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join(OWN_NAME);
+        fs::create_dir_all(own.join("run-1-1")).unwrap();
+        assert_eq!(own_builds_dir(dir.path()).unwrap(), own);
+        assert_eq!(fs::read_dir(&own).unwrap().count(), 0, "leftovers");
+        fs::create_dir(own.join("run-2-2")).unwrap();
+        own_builds_dir(dir.path()).unwrap();
+        assert!(own.join("run-2-2").exists(), "a running build was removed");
+        for number in 1..100 {
+            fs::create_dir(own.join(format!("run-{}-{number}", std::process::id()))).unwrap();
+        }
+        NEXT.store(1, Ordering::Relaxed);
+        Room::create(&own, Identity::Caller).unwrap();
+
+        fs::set_permissions(&own, Permissions::from_mode(0o775)).unwrap();
+        assert!(own_builds_dir(dir.path()).is_err());
+        fs::rename(&own, dir.path().join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink("elsewhere", &own).unwrap();
+        fs::set_permissions(dir.path().join("elsewhere"), Permissions::from_mode(0o755)).unwrap();
+        assert!(own_builds_dir(dir.path()).is_err());
     }
 }

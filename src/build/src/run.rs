@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ use crate::log::{LineSplitter, LogFile, Tail, announcement};
 use crate::options::Options;
 use crate::output::Finished;
 use crate::place::Place;
-use crate::room::Room;
+use crate::room::{Room, own_builds_dir};
 use crate::sandbox::{Raw, Report, Spec};
 use crate::scheduler::feed::Feed;
 use crate::users::UserLease;
@@ -39,6 +39,9 @@ const LOG_PIECE: usize = 64 * 1024;
 /// How long after the helper's end the log is still read. Its processes are gone by then, except when the helper was
 /// killed or told to kill them: then this is the time the kernel has for it.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Systems whose programs run on machines with 64 bits, and expect not to notice.
+const PLATFORMS_32: [&[u8]; 4] = [b"i686-linux", b"armv7l-linux", b"armv6l-linux", b"armv5tel-linux"];
 
 /// Everything one build needs to know.
 pub(crate) struct Job {
@@ -111,9 +114,13 @@ impl Job {
 
         let attributes = Attributes::new(&self.drv).map_err(|e| Failure::attributes(&self.name(), &e))?;
         let identity = self.user.identity();
-        let builds_dir = self.options.build_dir.clone().unwrap_or_else(|| self.config.build_dir.clone());
-        let room = Room::create(&builds_dir, identity)
-            .map_err(|e| Failure::misc(format!("cannot make a build directory in '{}': {e}", builds_dir.display())))?;
+        let no_room =
+            |dir: &Path, e| Failure::misc(format!("cannot make a build directory in '{}': {e}", dir.display()));
+        let builds_dir = match &self.options.build_dir {
+            Some(dir) => own_builds_dir(dir).map_err(|e| no_room(dir, e))?,
+            None => self.config.build_dir.clone(),
+        };
+        let room = Room::create(&builds_dir, identity).map_err(|e| no_room(&builds_dir, e))?;
         let place = Place::new(&self, &attributes, &room, builds_dir, closure)?;
 
         let environment = self.environment(&attributes, &place);
@@ -178,6 +185,7 @@ impl Job {
             identity: self.user.identity(),
             view: place.view.clone(),
             host_network: place.host_network,
+            personality_32: PLATFORMS_32.contains(&self.drv.platform.as_slice()),
             builder: self.drv.builder.clone().into(),
             args: [Raw::from(name)].into_iter().chain(environment.args.into_iter().map(Raw::from)).collect(),
             env: environment.variables.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),

@@ -77,6 +77,7 @@ impl Lab {
                 shm_size: "50%".into(),
             }),
             host_network: false,
+            personality_32: false,
             builder: "/bin/sh".into(),
             args: vec!["sh".into(), "-c".into(), script.into()],
             env: vec![("PATH".into(), "/path-not-set".into()), ("STORE".into(), self.store_dir.as_str().into())],
@@ -187,6 +188,43 @@ fn nothing_of_the_daemons_own_limits_and_keys_is_inherited() {
     assert!(lines[1].parse::<u64>().unwrap() <= 524_288, "{log}");
     // A session keyring of its own, and none that is the daemon's.
     assert!(log.contains(" _ses: ") && !log.contains("_uid_ses.0"), "{log}");
+}
+
+/// A 32-bit program that gives `/build/s` the mode 04755 and ends with the error number.
+#[cfg(target_arch = "x86_64")]
+fn program_32() -> Vec<u8> {
+    const BASE: u32 = 0x0804_8000;
+    const HEADERS: u32 = 52 + 32;
+    let mut code = vec![0xb8, 15, 0, 0, 0, 0xbb]; // mov eax, chmod; mov ebx, path
+    code.extend((BASE + HEADERS + 26).to_le_bytes());
+    code.extend([0xb9, 0xed, 0x09, 0, 0, 0xcd, 0x80]); // mov ecx, 04755; int 0x80
+    code.extend([0x89, 0xc3, 0xf7, 0xdb, 0x31, 0xc0, 0x40, 0xcd, 0x80]); // mov ebx, eax; neg ebx; exit
+    assert_eq!(code.len(), 26);
+    code.extend(b"/build/s\0");
+    let words = |file: &mut Vec<u8>, words: &[u32]| words.iter().for_each(|word| file.extend(word.to_le_bytes()));
+    let mut file = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x03\0".to_vec();
+    words(&mut file, &[1, BASE + HEADERS, 52, 0, 0, 52 | 32 << 16, 1 | 40 << 16, 0]);
+    let size = HEADERS + code.len() as u32;
+    words(&mut file, &[1, 0, BASE, BASE, size, size, 5, 0x1000]);
+    file.extend(code);
+    file
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn programs_of_32_bits_run_under_the_same_rules() {
+    let Some(lab) = lab("/nix/store") else { return };
+    let program = lab.path("store").join(INPUT).join("program");
+    fs::write(&program, program_32()).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let outside = std::process::Command::new(&program).status();
+    if !outside.is_ok_and(|status| status.code() == Some(2)) {
+        println!("SKIPPED: the kernel runs no 32-bit programs");
+        return;
+    }
+    let mut spec = lab.sandboxed("echo > s; $STORE/*-input/program; echo $?; /bb/busybox uname -m");
+    spec.personality_32 = true;
+    assert_eq!(succeed(&spec), "1\ni686\n");
 }
 
 #[test]

@@ -32,6 +32,9 @@ const OPEN_FILES: u64 = 1024;
 /// Open files it can ask for.
 const MAX_OPEN_FILES: u64 = 524_288;
 
+/// `PER_LINUX32` of linux/personality.h: `uname` says `i686` and the like.
+const PER_LINUX32: Persona = Persona::from_bits_retain(8);
+
 /// Becomes the builder; returns only when it could not.
 pub(super) fn become_builder(spec: &Spec, link: &mut UnixStream) -> Result<Infallible, SetupError> {
     // The supervisor's death is ours, from the first moment.
@@ -81,7 +84,8 @@ pub(super) fn become_builder(spec: &Spec, link: &mut UnixStream) -> Result<Infal
     setrlimit(Resource::RLIMIT_CORE, 0, hard).step(|| "limiting core files")?;
     // The same addresses in every run: one source less of outputs that differ.
     if let Ok(persona) = personality::get() {
-        let _ = personality::set(persona | Persona::ADDR_NO_RANDOMIZE);
+        let machine = if spec.personality_32 { PER_LINUX32 } else { Persona::empty() };
+        let _ = personality::set(persona | Persona::ADDR_NO_RANDOMIZE | machine);
     }
     let work_dir = spec.work_dir.as_path();
     chdir(work_dir).step(|| format!("entering {}", work_dir.display()))?;

@@ -70,6 +70,8 @@ pub struct Spec {
     pub view: View,
     /// Whether the builder keeps the host's network (fixed-output builds and unsandboxed ones).
     pub host_network: bool,
+    /// Whether the builder is told that the machine has 32 bits.
+    pub personality_32: bool,
     /// The builder, as the builder itself sees it.
     pub builder: Raw,
     /// Its arguments, `argv[0]` first.
