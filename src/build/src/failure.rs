@@ -12,6 +12,8 @@ use crate::attributes::AttributeError;
 pub(crate) struct Failure {
     pub(crate) status: BuildStatus,
     pub(crate) message: String,
+    /// Whether it follows from the settings of the client that wanted it first; another's may allow it.
+    pub(crate) by_settings: bool,
 }
 
 /// Base of the exit statuses that tell build failures apart.
@@ -31,7 +33,12 @@ const HASH_MISMATCH_TEXT: &str = "hash mismatch in fixed-output derivation";
 
 impl Failure {
     pub(crate) fn new(status: BuildStatus, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self { status, message: message.into(), by_settings: false }
+    }
+
+    /// The same, for a failure that another client's settings might avoid.
+    pub(crate) fn by_settings(self) -> Self {
+        Self { by_settings: true, ..self }
     }
 
     pub(crate) fn misc(message: impl ToString) -> Self {

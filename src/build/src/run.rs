@@ -291,12 +291,12 @@ impl Job {
         match killed {
             Some(Killed::TimedOut(limit)) => {
                 let text = format!("timed out after {} seconds", limit.as_secs());
-                return Err(Failure::new(BuildStatus::TimedOut, text));
+                return Err(Failure::new(BuildStatus::TimedOut, text).by_settings());
             }
             Some(Killed::LogTooLong(limit)) => {
                 let text =
                     format!("build of '{}' killed after writing more than {limit} bytes of log output", self.name());
-                return Err(Failure::new(BuildStatus::LogLimitExceeded, text));
+                return Err(Failure::new(BuildStatus::LogLimitExceeded, text).by_settings());
             }
             None => {}
         }

@@ -12,7 +12,7 @@ use nix_compat::worker::{BuildMode, BuildResult, BuildStatus, BuiltOutput};
 use store::{Store, TempRoots};
 
 use super::Scheduler;
-use super::graph::{Goal, GoalKey, Graph, Interest};
+use super::graph::{Goal, GoalKey, Graph};
 use super::session::Session;
 use crate::attributes::Attributes;
 use crate::failure::Failure;
@@ -137,6 +137,9 @@ impl Realisation {
         if result.start_time == 0 && result.status != BuildStatus::AlreadyValid {
             (result.start_time, result.stop_time) = (started, now());
         }
+        if outcome.as_ref().is_err_and(|failure| failure.by_settings) {
+            goal.blame_settings();
+        }
         goal.feed.ended(outcome.as_ref().err());
         scheduler.graph.forget(&goal);
         goal.finish(result);
@@ -156,10 +159,8 @@ impl Realisation {
         let (store, derivation) = (self.scheduler.store.clone(), plan.derivation.clone());
         let inputs = blocking(move || inputs(&store, &derivation)).await?;
         self.keep(&roots, &inputs);
-        let interests = self.realise_inputs(&plan).await?;
-        let result = self.build(plan, inputs).await;
-        drop(interests);
-        result
+        self.realise_inputs(&plan).await?;
+        self.build(plan, inputs).await
     }
 
     /// Keeps paths from being collected until this goal is done, and for its watchers as long as they are connected.
@@ -189,7 +190,7 @@ impl Realisation {
     }
 
     /// Has everything made that the builder will read.
-    async fn realise_inputs(&self, plan: &Plan) -> Result<Vec<Interest>, Failure> {
+    async fn realise_inputs(&self, plan: &Plan) -> Result<(), Failure> {
         let (store, derivation) = (self.scheduler.store.clone(), plan.derivation.clone());
         let (sources, derivations) = blocking(move || {
             let mut sources = Vec::new();
@@ -214,34 +215,31 @@ impl Realisation {
             }
         }
 
-        let interests: Vec<Interest> = derivations
+        let mode = BuildMode::Normal;
+        let mut results: FuturesUnordered<_> = derivations
             .into_iter()
             .map(|drv| {
-                self.scheduler.want(GoalKey::stored(drv, BuildMode::Normal), &self.session, BuildMode::Normal, None)
+                let key = GoalKey::stored(drv, mode);
+                self.scheduler.settle(key, &self.session, mode, None, |need| self.goal.add_need(need))
             })
             .collect();
-        let mut results: FuturesUnordered<_> = interests
-            .iter()
-            .map(|interest| {
-                self.goal.add_need(&interest.goal);
-                interest.goal.result()
-            })
-            .collect();
-        let mut failed = 0;
-        while let Some(result) = results.next().await {
+        let (mut failed, mut blamed) = (0, false);
+        while let Some((result, by_settings)) = results.next().await {
             if !result.is_some_and(|result| result.status.is_success()) {
                 failed += 1;
+                blamed |= by_settings;
                 if !self.session.options.keep_going {
                     break;
                 }
             }
         }
         drop(results);
-        match failed {
-            0 => Ok(interests),
-            1 => Err(self.dependencies_failed(plan, "1 dependency failed.")),
-            n => Err(self.dependencies_failed(plan, &format!("{n} dependencies failed."))),
-        }
+        let failure = match failed {
+            0 => return Ok(()),
+            1 => self.dependencies_failed(plan, "1 dependency failed."),
+            n => self.dependencies_failed(plan, &format!("{n} dependencies failed.")),
+        };
+        Err(if blamed { failure.by_settings() } else { failure })
     }
 
     fn dependencies_failed(&self, plan: &Plan, reason: &str) -> Failure {
@@ -292,7 +290,7 @@ impl Realisation {
         let options = &self.session.options;
         let drv = &plan.derivation.basic;
         let name = self.scheduler.store.store_dir().display(&self.goal.key.drv);
-        let fail = |reason: &str| Err(Failure::cannot_build(BuildStatus::MiscFailure, &name, reason));
+        let fail = |reason: &str| Err(Failure::cannot_build(BuildStatus::MiscFailure, &name, reason).by_settings());
         if !options.builds_for(&drv.platform) {
             let wanted = String::from_utf8_lossy(&drv.platform);
             let text = format!("platform mismatch\nRequired system: '{wanted}'\nCurrent system: '{}'", options.system);

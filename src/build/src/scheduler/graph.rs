@@ -5,7 +5,8 @@
 //! itself. Goals are tasks, so a chain of any length costs neither stack nor threads.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use nix_compat::derivation::{BasicDerivation, Derivation};
 use nix_compat::hash::sha256;
@@ -45,6 +46,9 @@ impl GoalKey {
 pub(crate) struct Goal {
     pub(crate) key: GoalKey,
     pub(crate) feed: Feed,
+    /// Whose settings are in force.
+    owner: Weak<Session>,
+    by_settings: AtomicBool,
     links: Mutex<Links>,
     result: watch::Sender<Option<Arc<BuildResult>>>,
 }
@@ -58,9 +62,25 @@ struct Links {
 }
 
 impl Goal {
-    fn new(key: GoalKey) -> Arc<Self> {
+    fn new(key: GoalKey, session: &Arc<Session>) -> Arc<Self> {
         let (result, _) = watch::channel(None);
-        Arc::new(Self { key, feed: Feed::default(), links: Mutex::default(), result })
+        let (owner, by_settings) = (Arc::downgrade(session), AtomicBool::new(false));
+        Arc::new(Self { key, feed: Feed::default(), owner, by_settings, links: Mutex::default(), result })
+    }
+
+    /// Notes, before the end, that the settings of the goal's owner are why it fails.
+    pub(crate) fn blame_settings(&self) {
+        self.by_settings.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it failed because of its owner's settings.
+    pub(crate) fn failed_by_settings(&self) -> bool {
+        self.by_settings.load(Ordering::Relaxed)
+    }
+
+    /// Whether these settings are a session's own.
+    pub(crate) fn is_owned_by(&self, session: &Arc<Session>) -> bool {
+        std::ptr::eq(self.owner.as_ptr(), Arc::as_ptr(session))
     }
 
     /// Lets a session that asked for this goal watch it and all that it needs, now or later.
@@ -150,10 +170,18 @@ pub(crate) struct Interest {
 
 impl Graph {
     /// Joins the goal of this key, or starts it.
-    pub(crate) fn want(self: &Arc<Self>, key: &GoalKey, start: impl FnOnce(Arc<Goal>) -> AbortHandle) -> Interest {
+    pub(crate) fn want(
+        self: &Arc<Self>,
+        key: &GoalKey,
+        session: &Arc<Session>,
+        start: impl FnOnce(Arc<Goal>) -> AbortHandle,
+    ) -> Interest {
         let mut slots = self.0.lock();
-        let slot =
-            slots.entry(key.clone()).or_insert_with(|| Slot { goal: Goal::new(key.clone()), interests: 0, task: None });
+        let slot = slots.entry(key.clone()).or_insert_with(|| Slot {
+            goal: Goal::new(key.clone(), session),
+            interests: 0,
+            task: None,
+        });
         slot.interests += 1;
         let goal = slot.goal.clone();
         if slot.task.is_none() {

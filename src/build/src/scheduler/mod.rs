@@ -28,7 +28,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use self::goal::{Plan, Realisation, blocking};
-use self::graph::{GoalKey, Graph, Interest};
+use self::graph::{Goal, GoalKey, Graph, Interest};
 use self::session::Session;
 use self::status::Running;
 use crate::failure::Failure;
@@ -160,10 +160,10 @@ impl Scheduler {
         let options = Arc::new(Options::new(&settings));
         let session = OpenSession(Session::open(client.events, client.temp_roots, options));
         let key = GoalKey::inline(self.store.store_dir(), drv_path, &drv, mode);
-        let interest = self.want(key, &session.0, mode, Some(drv));
-        interest.goal.attach(&session.0);
         tokio::select! {
-            result = interest.goal.result() => unwrap_result(result.as_deref()),
+            (result, _) = self.settle(key, &session.0, mode, Some(drv), |goal| goal.attach(&session.0)) => {
+                unwrap_result(result.as_deref())
+            }
             () = client.cancel.cancelled() => failed(Failure::cancelled()),
         }
     }
@@ -221,9 +221,9 @@ impl Scheduler {
         let mut result = if mode == BuildMode::Normal && !plan.missing.iter().any(|name| wanted.contains(name)) {
             plan.success(BuildStatus::AlreadyValid)
         } else {
-            let interest = self.want(GoalKey::stored(drv, mode), session, mode, None);
-            interest.goal.attach(session);
-            unwrap_result(interest.goal.result().await.as_deref())
+            let key = GoalKey::stored(drv, mode);
+            let (result, _) = self.settle(key, session, mode, None, |goal| goal.attach(session)).await;
+            unwrap_result(result.as_deref())
         };
         result.built_outputs.retain(|name, _| wanted.contains(name));
         Ok(result)
@@ -237,10 +237,32 @@ impl Scheduler {
         mode: BuildMode,
         inline: Option<BasicDerivation>,
     ) -> Interest {
-        self.graph.want(&key, |goal| {
+        self.graph.want(&key, session, |goal| {
             let realisation = Realisation { scheduler: self.clone(), goal, session: session.clone(), mode, inline };
             tokio::spawn(realisation.run()).abort_handle()
         })
+    }
+
+    /// Has a goal done: what became of it, and whether that is due to settings.
+    ///
+    /// One that failed by the settings of another client is wanted again, until it is this client's that are in force.
+    async fn settle(
+        self: &Arc<Self>,
+        key: GoalKey,
+        session: &Arc<Session>,
+        mode: BuildMode,
+        inline: Option<BasicDerivation>,
+        watch: impl Fn(&Arc<Goal>),
+    ) -> (Option<Arc<BuildResult>>, bool) {
+        loop {
+            let interest = self.want(key.clone(), session, mode, inline.clone());
+            watch(&interest.goal);
+            let result = interest.goal.result().await;
+            let by_settings = interest.goal.failed_by_settings();
+            if !by_settings || interest.goal.is_owned_by(session) {
+                return (result, by_settings);
+            }
+        }
     }
 
     async fn substitute(&self, path: &StorePath) -> bool {

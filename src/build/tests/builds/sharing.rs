@@ -152,3 +152,19 @@ async fn inputs_of_a_build_that_waits_are_not_collected() {
     assert!(results.iter().all(|(_, result)| result.status == BuildStatus::Built), "{results:?}");
     assert_eq!(rig.read(&rig.output(&second, "out")), "found\n");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_are_those_of_each_client() {
+    let Some(rig) = Rig::new() else { return };
+    let input = rig.add(&rig.derivation("input", "echo begun; $b sleep 2; echo > $out"));
+    let drv = rig.add(&rig.derivation("user", "echo > $out").needs(&rig, "dep", &input));
+    let (log, client) = rig.client();
+    let settings = rig.settings(&[("timeout", "1")]);
+    let (first, second) =
+        tokio::join!(rig.scheduler.realise(vec![all_outputs(&drv)], BuildMode::Normal, settings, client), async {
+            soon("the first line", || !log.lines().is_empty()).await;
+            rig.build(&[&drv], &[]).await.0
+        });
+    assert_eq!(first[0].1.status, BuildStatus::DependencyFailed);
+    assert_eq!(second[0].status, BuildStatus::Built, "{}", second[0].error);
+}
