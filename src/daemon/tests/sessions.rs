@@ -167,6 +167,17 @@ fn after_a_refusal_the_frames_are_drained_and_the_connection_goes_on() {
         out.write_all(b"trailing")
     });
     assert!(matches!(refused, Err(ClientError::Refused(_))), "{refused:?}");
+    let add = Request::AddToStore(AddToStore {
+        name: "surplus".into(),
+        method: MethodText::new(Method::Nar, Algorithm::Sha256),
+        references: BTreeSet::new(),
+        repair: false,
+    });
+    let refused = client.call(&add, |out| {
+        out.write_all(&bytes)?;
+        out.write_all(b"trailing")
+    });
+    assert!(matches!(refused, Err(ClientError::Refused(_))), "{refused:?}");
     assert_eq!(client.call(&Request::QueryAllValidPaths, nothing).unwrap(), Response::Paths(BTreeSet::new()));
     client.call(&add_nar(good), |out| out.write_all(&bytes)).unwrap();
 }

@@ -144,15 +144,24 @@ impl Store {
     /// [`Error::Path`] when method, algorithm and references do not go together or the name is not one;
     /// those of the import and of the registration.
     pub fn add_rooted(&self, options: &AddOptions, roots: &TempRoots, reader: &mut dyn Read) -> Result<PathInfo> {
-        let (ingested, hash) = match options.method {
+        let (ingested, hash) = self.ingest(options, reader)?;
+        self.add_ingested_rooted(options, roots, ingested, hash)
+    }
+
+    /// The first half of [`Store::add_rooted`]: imports contents and hashes them as their store path wants it. Nothing
+    /// is registered, so the caller may still refuse them.
+    ///
+    /// # Errors
+    /// Those of the import.
+    pub fn ingest(&self, options: &AddOptions, reader: &mut dyn Read) -> Result<(Ingested, Hash)> {
+        match options.method {
             Method::Nar => {
                 let ingested = self.import_nar(reader, NarDigest::new(Some(options.algorithm), None))?;
                 let hash = ingested.nar.other.unwrap_or(Hash::Sha256(*ingested.nar.nar_hash.as_bytes()));
-                (ingested, hash)
+                Ok((ingested, hash))
             }
-            Method::Flat | Method::Text => self.import_flat(reader, options.algorithm)?,
-        };
-        self.add_ingested_rooted(options, roots, ingested, hash)
+            Method::Flat | Method::Text => self.import_flat(reader, options.algorithm),
+        }
     }
 
     /// As [`Store::add_ingested_rooted`], but a collection may take the path at once.

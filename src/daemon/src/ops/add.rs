@@ -9,7 +9,7 @@ use nix_compat::path_info::PathInfo;
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::{AddToStoreNar, MethodText, Payload, Request, Response};
 use store::nar_digest::NarDigest;
-use store::{AddOptions, SignaturePolicy, Store, TempRoots};
+use store::{AddOptions, Ingested, SignaturePolicy, Store};
 
 use crate::connection::Input;
 use crate::context::Session;
@@ -38,15 +38,16 @@ pub(super) async fn content(
     let store = session.store().clone();
     let temp_roots = session.temp_roots.clone();
     let info = payload::receive(session, input, payload, move |reader| {
-        let info = if old && options.method != Method::Nar {
-            add_flat_from_nar(&store, &options, &temp_roots, reader)?
+        let (ingested, hash) = if old && options.method != Method::Nar {
+            ingest_flat_from_nar(&store, &options, reader)?
         } else {
-            store.add_rooted(&options, &temp_roots, reader)?
+            store.ingest(&options, reader)?
         };
+        // The older form has no end mark, and ends with the archive.
         if !old {
             refuse_trailing_bytes(reader)?;
         }
-        Ok(info)
+        Ok(store.add_ingested_rooted(&options, &temp_roots, ingested, hash)?)
     })
     .await?;
     Ok(if old { Response::Path(Some(info.path)) } else { Response::AddedPath(info) })
@@ -70,12 +71,11 @@ fn options(name: String, method: &MethodText, references: BTreeSet<StorePath>) -
 }
 
 /// Below 1.25 even a file that is hashed flat comes as a NAR.
-fn add_flat_from_nar(
+fn ingest_flat_from_nar(
     store: &Store,
     options: &AddOptions,
-    temp_roots: &TempRoots,
     reader: &mut dyn Read,
-) -> Result<PathInfo, OpError> {
+) -> Result<(Ingested, Hash), OpError> {
     let mut ingested = store.import_nar(reader, NarDigest::new(None, None))?;
     let castore::Node::File { digest, size, executable } = ingested.node else {
         return Err(OpError::new(format!("regular file expected for '{}', which is hashed flat", options.name)));
@@ -86,7 +86,7 @@ fn add_flat_from_nar(
         ingested.nar = store.nar_facts(&ingested.node, None)?;
     }
     let hash: Hash = store.flat_hash(&ingested.node, options.algorithm, &options.name)?;
-    Ok(store.add_ingested_rooted(options, temp_roots, ingested, hash)?)
+    Ok((ingested, hash))
 }
 
 /// A payload that goes on after its archive is not what the client meant to send.

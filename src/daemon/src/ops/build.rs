@@ -94,6 +94,7 @@ async fn own_path(session: &Session, drv_path: StorePath, derivation: &BasicDeri
         return Err(OpError::new("you are not privileged to build input-addressed derivations"));
     }
     let derivation = Derivation::from(derivation.clone());
+    let temp_roots = session.temp_roots.clone();
     session
         .blocking(move |store| {
             derivation
@@ -105,7 +106,8 @@ async fn own_path(session: &Session, drv_path: StorePath, derivation: &BasicDeri
                 algorithm: Algorithm::Sha256,
                 references: derivation.references(),
             };
-            Ok(store.add(&options, &mut &derivation.to_aterm(store.store_dir())[..])?.path)
+            let text = derivation.to_aterm(store.store_dir());
+            Ok(store.add_rooted(&options, &temp_roots, &mut &text[..])?.path)
         })
         .await
 }
