@@ -14,7 +14,7 @@ use fuser::{
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
 };
 
-use crate::invalidation::{Invalidations, Kernel};
+use crate::invalidation::{Invalidations, Kernel, Listing};
 use crate::tree::NAME_MAX;
 use crate::{Attributes, Kind, NodeId, Tree, TreeError};
 
@@ -51,21 +51,18 @@ impl StoreFilesystem {
         cookie: u64,
         add: &mut dyn FnMut(INodeNo, u64, &OsStr, &FileAttr) -> bool,
     ) -> Result<(), TreeError> {
-        let id = NodeId::from(ino.0);
-        if id == NodeId::STORE {
-            self.invalidations.listing();
-        }
-        let listed = self.tree.list(id, cookie, &mut |entry| {
+        self.tree.list(NodeId::from(ino.0), cookie, &mut |entry| {
             let attr = attr(&entry.attributes);
             match add(attr.ino, entry.next, OsStr::from_bytes(entry.name), &attr) {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
             }
-        });
-        if id == NodeId::STORE {
-            self.invalidations.listing();
-        }
-        listed
+        })
+    }
+
+    /// To be held until the listing of `ino` has been answered.
+    fn listing(&self, ino: INodeNo) -> Option<Listing<'_>> {
+        (NodeId::from(ino.0) == NodeId::STORE).then(|| self.invalidations.listing())
     }
 
     /// The errno for `error`; what is the store's fault rather than the caller's is logged.
@@ -191,6 +188,7 @@ impl Filesystem for StoreFilesystem {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let _until_answered = self.listing(ino);
         match self.list(ino, offset, &mut |ino, next, name, attr| reply.add(ino, next, attr.kind, name)) {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(self.errno(ino, "readdir", &error)),
@@ -198,6 +196,7 @@ impl Filesystem for StoreFilesystem {
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let _until_answered = self.listing(ino);
         let listed =
             self.list(ino, offset, &mut |ino, next, name, attr| reply.add(ino, next, name, &FOREVER, attr, GENERATION));
         match listed {

@@ -3,9 +3,13 @@
 //! Below a store path nothing ever changes. The store directory does, and the kernel keeps two things of it for good:
 //! names it found (lookups that failed are not kept), and, because the mount has no opendir, the listing. So:
 //!
-//! * **A path is added:** its name is found at once without our doing anything. The listing is taken back if it has been
-//!   read since it was last taken back, so `ls` shows the path when the client hears that it was added.
+//! * **A path is added:** its name is found at once without our doing anything. The listing is taken back if one is under
+//!   way or has been read since it was last taken back, so `ls` shows the path when the client hears that it was added.
 //! * **A path is removed:** its name is taken back, then the listing.
+//!
+//! A listing that was read from the view before a change can reach the kernel's memory after the change was handled. So
+//! a listing counts as under way until its reply has been written, and before a listing is taken back the kernel is made
+//! to wait for those whose replies it is still storing: taking a name back, even one that is not there, does that.
 //!
 //! # Why the caller waits, and why not for ever
 //!
@@ -21,7 +25,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,6 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How many removed names may wait to be taken back. Further removals wait for room without a limit: at that point the
 /// kernel has not let go of the directory for many [`PATIENCE`]s, and a name forgotten here would stay visible for good.
 const MAX_REMOVED: usize = 4096;
+/// A name no store path can have: taking it back only waits for the listings and lookups under way.
+const NOBODY: &str = ".listings-under-way";
 
 /// What the kernel can be told.
 pub(crate) trait Kernel: Send {
@@ -47,6 +53,8 @@ pub(crate) trait Kernel: Send {
 pub(crate) struct Invalidations {
     /// Whether the kernel may hold a listing of the store directory.
     listed: AtomicBool,
+    /// Listings of the store directory that are being read or answered.
+    listings: AtomicUsize,
     queue: Mutex<Queue>,
     /// There is something to do, or it is over.
     work: Condvar,
@@ -67,6 +75,7 @@ impl Invalidations {
     pub(crate) fn new() -> Arc<Invalidations> {
         Arc::new(Invalidations {
             listed: AtomicBool::new(false),
+            listings: AtomicUsize::new(0),
             queue: Mutex::default(),
             work: Condvar::new(),
             progress: Condvar::new(),
@@ -80,12 +89,16 @@ impl Invalidations {
         Ok(())
     }
 
-    /// Must be called both before a listing of the store directory is read from the view and again before it is answered.
-    ///
-    /// Before, so that a path added while it is read counts as listed without. Again, because the first mark may have been
-    /// used up by an invalidation that came before the kernel had anything to forget.
-    pub(crate) fn listing(&self) {
-        self.listed.store(true, Ordering::SeqCst);
+    /// Must be held from before a listing of the store directory is read from the view until it has been answered.
+    pub(crate) fn listing(&self) -> Listing<'_> {
+        self.listings.fetch_add(1, Ordering::SeqCst);
+        Listing { invalidations: self }
+    }
+
+    /// Whether the kernel holds a listing or is about to.
+    fn may_be_listed(&self) -> bool {
+        // In this order: a listing that ends in between has set the second before it left the first.
+        self.listings.load(Ordering::SeqCst) > 0 || self.listed.load(Ordering::SeqCst)
     }
 
     /// Takes back what `event` made wrong, and returns when that is done or takes too long.
@@ -95,7 +108,7 @@ impl Invalidations {
             // A round under way may have taken the listing back just before this path could be seen: only rest when
             // nothing is going on and nothing is listed.
             StoreEvent::Added { .. } => {
-                if !self.listed.load(Ordering::SeqCst) && queue.finished == queue.asked {
+                if !self.may_be_listed() && queue.finished == queue.asked {
                     return;
                 }
             }
@@ -147,18 +160,38 @@ impl Invalidations {
     }
 
     fn tell(&self, kernel: &dyn Kernel, removed: &VecDeque<String>) {
+        if removed.is_empty() && !self.may_be_listed() {
+            return;
+        }
+        // First: a listing that ends from here on may outlive this round and counts for the next.
+        self.listed.store(false, Ordering::SeqCst);
         for name in removed {
             if let Err(error) = kernel.forget_name(name) {
                 tracing::warn!(name, %error, "cannot make the kernel forget a removed store path");
             }
         }
-        // After the names: listings that still held one were waited for, so what they left behind goes as well.
-        let listed = self.listed.swap(false, Ordering::SeqCst);
-        if (listed || !removed.is_empty())
-            && let Err(error) = kernel.forget_listing()
+        if removed.is_empty()
+            && let Err(error) = kernel.forget_name(NOBODY)
         {
+            tracing::warn!(%error, "cannot make the kernel wait for listings of the store directory");
+        }
+        // After the names: listings that still held one were waited for, so what they left behind goes as well.
+        if let Err(error) = kernel.forget_listing() {
             tracing::warn!(%error, "cannot make the kernel forget the listing of the store directory");
         }
+    }
+}
+
+/// A listing of the store directory that is being read or answered.
+#[derive(Debug)]
+pub(crate) struct Listing<'a> {
+    invalidations: &'a Invalidations,
+}
+
+impl Drop for Listing<'_> {
+    fn drop(&mut self) {
+        self.invalidations.listed.store(true, Ordering::SeqCst);
+        self.invalidations.listings.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -229,10 +262,25 @@ mod tests {
     #[test]
     fn a_listing_is_taken_back_once() {
         let setup = Setup::new();
-        setup.invalidations.listing();
+        drop(setup.invalidations.listing());
         setup.invalidations.handle(&added("a"));
-        assert_eq!(setup.told(), ["listing"]);
+        assert_eq!(setup.told(), [NOBODY, "listing"]);
         setup.invalidations.handle(&added("b"));
+        assert_eq!(setup.told(), [""; 0]);
+    }
+
+    #[test]
+    fn a_listing_under_way_is_waited_for_each_time() {
+        let setup = Setup::new();
+        let listing = setup.invalidations.listing();
+        setup.invalidations.handle(&added("a"));
+        assert_eq!(setup.told(), [NOBODY, "listing"]);
+        setup.invalidations.handle(&added("b"));
+        assert_eq!(setup.told(), [NOBODY, "listing"]);
+        drop(listing);
+        setup.invalidations.handle(&added("c"));
+        assert_eq!(setup.told(), [NOBODY, "listing"]);
+        setup.invalidations.handle(&added("d"));
         assert_eq!(setup.told(), [""; 0]);
     }
 
