@@ -24,8 +24,8 @@ use crate::peer::{Peer, Trust};
 /// behaviour castored follows.
 pub const NIX_VERSION: &str = "2.34.8";
 
-/// The features offered. Deleting only the dead among given paths is not done yet, so it is not offered.
-const OFFERED: Features = Features::REALISATION_WITH_PATH;
+/// The features offered: every one that an ordinary daemon of Nix 2.35 offers.
+const OFFERED: Features = Features::ALL;
 
 /// Serves one client until it leaves.
 ///

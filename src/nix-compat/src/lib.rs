@@ -11,6 +11,7 @@
 //! | `sha256:…`, `sha256-…=`, Nix's own base 32 | [`hash`], [`nixbase32`] |
 //! | `fixed:r:sha256:…` | [`content_address`] |
 //! | what is known of a store object, and its signatures | [`path_info`], [`signature`] |
+//! | what an output of a derivation turned out to be | [`realisation`] |
 //! | the archive format | [`nar`] |
 //! | `nix-store --export` | [`export`] |
 //! | `.drv` files, output paths, placeholders | [`derivation`] |
@@ -38,6 +39,7 @@ pub mod hash;
 pub mod nar;
 pub mod nixbase32;
 pub mod path_info;
+pub mod realisation;
 pub mod signature;
 pub mod store_path;
 pub mod wire;

@@ -99,6 +99,29 @@ pub enum Error {
         /// The bytes one may have.
         limit: usize,
     },
+    /// Nobody who is trusted vouches for the realisation.
+    #[error("cannot register realisation '{0}' because it lacks a signature by a trusted key")]
+    UntrustedRealisation(String),
+    /// An output is known to be another path already.
+    #[error("cannot register realisation '{id}' as '{offered}': it is already '{known}'")]
+    RealisationConflict {
+        /// The output.
+        id: String,
+        /// Its path (full path).
+        known: String,
+        /// The path that was offered (full path).
+        offered: String,
+    },
+    /// A realisation is larger than any real one.
+    #[error("realisation '{id}' has more than {limit} {what}")]
+    RealisationTooLarge {
+        /// The output.
+        id: String,
+        /// What there is too much of.
+        what: &'static str,
+        /// How much is kept.
+        limit: usize,
+    },
     /// The NAR is malformed, or its stream broke off.
     #[error("cannot import the archive: {0}")]
     Nar(#[from] nix_compat::nar::NarError),

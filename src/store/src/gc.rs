@@ -11,13 +11,12 @@ use std::ops::ControlFlow;
 
 use nix_compat::store_path::StorePath;
 
-use crate::derivations::output_paths;
 use crate::error::{Error, Result};
 use crate::record::Entry;
 use crate::store::Store;
 
 /// What a collection is to do (worker protocol, CollectGarbage).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GcAction {
     /// Tell what is alive.
     ReturnLive,
@@ -25,8 +24,22 @@ pub enum GcAction {
     ReturnDead,
     /// Delete what is dead.
     DeleteDead,
-    /// Delete these paths, or none if one of them is alive.
-    DeleteSpecific(BTreeSet<StorePath>),
+    /// Delete everything in the scope, or nothing if some of it is alive.
+    DeleteSpecific,
+}
+
+/// What a collection looks at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GcScope {
+    /// All valid paths.
+    WholeStore,
+    /// Some paths.
+    Paths {
+        /// These.
+        paths: BTreeSet<StorePath>,
+        /// And all that refer to them, directly or not.
+        with_referrers: bool,
+    },
 }
 
 /// The settings that a collection obeys.
@@ -34,6 +47,8 @@ pub enum GcAction {
 pub struct GcOptions {
     /// What to do.
     pub action: GcAction,
+    /// With which paths.
+    pub scope: GcScope,
     /// Stop after about so many bytes.
     pub max_freed: u64,
     /// `keep-derivations`: a live output keeps its derivation.
@@ -67,38 +82,44 @@ impl Store {
         let _roots_stay = self.temp_roots.begin_collection();
         let graph = self.graph()?;
         let roots: BTreeSet<StorePath> = self.find_roots()?.into_iter().map(|root| root.path).collect();
-        // Somebody who names a path wants it gone even if it is what another live path was built from.
-        let options = match &options.action {
-            GcAction::DeleteSpecific(_) => {
-                &GcOptions { keep_derivations: false, keep_outputs: false, ..options.clone() }
-            }
-            _ => options,
+        let mut options = options.clone();
+        if options.action == GcAction::DeleteSpecific {
+            // Somebody who names a path wants it gone even if it is what another live path was built from.
+            (options.keep_derivations, options.keep_outputs) = (false, false);
+        }
+        let live = graph.live(self, &roots, &options)?;
+        let named = match options.scope {
+            GcScope::WholeStore => None,
+            GcScope::Paths { paths, with_referrers: false } => Some(paths),
+            GcScope::Paths { paths, with_referrers: true } => Some(graph.with_referrers(paths)),
         };
-        let live = graph.live(self, &roots, options)?;
-        match &options.action {
-            GcAction::ReturnLive => Ok(GcOutcome { paths: live, bytes_freed: 0 }),
+        let in_scope = |path: &StorePath| named.as_ref().is_none_or(|named| named.contains(path));
+        match options.action {
+            GcAction::ReturnLive => {
+                Ok(GcOutcome { paths: live.into_iter().filter(in_scope).collect(), bytes_freed: 0 })
+            }
             GcAction::ReturnDead => {
-                let dead = graph.entries.into_keys().filter(|path| !live.contains(path)).collect();
-                Ok(GcOutcome { paths: dead, bytes_freed: 0 })
+                let dead = graph.entries.into_keys().filter(|path| in_scope(path) && !live.contains(path));
+                Ok(GcOutcome { paths: dead.collect(), bytes_freed: 0 })
             }
             GcAction::DeleteDead => {
                 let mut dead = graph.entries;
-                dead.retain(|path, _| !live.contains(path));
+                dead.retain(|path, _| in_scope(path) && !live.contains(path));
                 let outcome = self.delete_dead(&dead, options.max_freed);
                 // Whatever came of it: objects of an earlier collection, or of broken imports, may be left as well.
                 self.sweeper.wake();
                 outcome
             }
-            GcAction::DeleteSpecific(paths) => {
-                if let Some(alive) = paths.iter().find(|path| live.contains(*path)) {
+            GcAction::DeleteSpecific => {
+                let mut doomed = graph.entries;
+                doomed.retain(|path, _| in_scope(path));
+                if let Some(alive) = doomed.keys().find(|path| live.contains(*path)) {
                     return Err(Error::Alive(self.store_dir().display(alive)));
                 }
-                let mut named = graph.entries;
-                named.retain(|path, _| paths.contains(path));
-                let mut outcome = self.delete_all_or_none(named)?;
+                let mut outcome = self.delete_all_or_none(doomed)?;
                 self.sweeper.wake();
                 // A path that does not exist counts as deleted, with stock as well.
-                outcome.paths.extend(paths.iter().cloned());
+                outcome.paths.extend(named.into_iter().flatten());
                 Ok(outcome)
             }
         }
@@ -115,6 +136,24 @@ impl Store {
 }
 
 impl Graph {
+    /// The paths and all that refer to them, directly or not.
+    fn with_referrers(&self, paths: BTreeSet<StorePath>) -> BTreeSet<StorePath> {
+        let mut referrers: BTreeMap<&StorePath, Vec<&StorePath>> = BTreeMap::new();
+        for (path, entry) in &self.entries {
+            for reference in &entry.info.references {
+                referrers.entry(reference).or_default().push(path);
+            }
+        }
+        let mut all = BTreeSet::new();
+        let mut todo: Vec<StorePath> = paths.into_iter().collect();
+        while let Some(path) = todo.pop() {
+            if all.insert(path.clone()) {
+                todo.extend(referrers.get(&path).into_iter().flatten().map(|path| (*path).clone()));
+            }
+        }
+        all
+    }
+
     /// What the roots reach.
     fn live(&self, store: &Store, roots: &BTreeSet<StorePath>, options: &GcOptions) -> Result<BTreeSet<StorePath>> {
         let mut live = BTreeSet::new();
@@ -130,8 +169,8 @@ impl Graph {
                 todo.extend(entry.info.deriver.iter().cloned());
             }
             if options.keep_outputs && path.is_derivation() {
-                match store.derivation(&path) {
-                    Ok(derivation) => todo.extend(output_paths(&derivation.basic).into_values()),
+                match store.output_map(&path) {
+                    Ok(outputs) => todo.extend(outputs.into_values().flatten()),
                     // Deleted since the graph was read.
                     Err(_) if !store.is_valid(&path)? => {}
                     Err(error) => return Err(error),

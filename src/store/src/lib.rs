@@ -12,6 +12,7 @@ pub mod nar_digest;
 mod nar_in;
 mod nar_out;
 mod nar_tree;
+mod realisations;
 mod record;
 mod register;
 mod roots;
@@ -25,7 +26,7 @@ pub mod view;
 mod view_impl;
 
 pub use error::{Error, Result};
-pub use gc::{GcAction, GcOptions, GcOutcome};
+pub use gc::{GcAction, GcOptions, GcOutcome, GcScope};
 pub use nar_in::{AddOptions, Ingested, Pin};
 pub use record::Entry;
 pub use register::{MAX_SIGNATURE_LENGTH, MAX_SIGNATURES, NewPath};

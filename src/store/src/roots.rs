@@ -16,6 +16,7 @@ use nix_compat::store_path::{StoreDir, StorePath};
 
 use crate::error::{Error, Result};
 use crate::store::Store;
+use crate::temp_roots;
 
 /// Bytes read of one process's environment or maps.
 const MAX_PROC_FILE: u64 = 16 << 20;
@@ -45,6 +46,9 @@ impl Store {
         let pid = std::process::id();
         for path in self.temp_roots.snapshot() {
             roots.push(GcRoot { link: format!("{{temp:{pid}}}"), path, private: true });
+        }
+        for (process, path) in temp_roots::others(self.temp_roots.dir(), self.store_dir())? {
+            roots.push(GcRoot { link: format!("{{temp:{process}}}"), path, private: true });
         }
         runtime_roots(self.store_dir(), &mut roots);
         roots.sort();

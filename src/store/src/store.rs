@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::lock::StateLock;
 use crate::record::Entry;
 use crate::sweep::Sweeper;
-use crate::temp_roots::{Registry, TempRoots};
+use crate::temp_roots::{Registry, TEMP_ROOTS, TempRoots};
 use crate::view::{StoreEvent, Subscriber};
 
 /// Version of the store's own tables, in the meta table. A newer one is refused.
@@ -53,6 +53,10 @@ pub(crate) struct Tables {
     pub(crate) derivers: Table,
     /// Path number, big-endian → digest.
     pub(crate) numbers: Table,
+    /// Output of a derivation → realisation, see [`crate::realisations`].
+    pub(crate) realisations: Table,
+    /// Digest of a path + key of one of its realisations → nothing.
+    pub(crate) realised: Table,
     /// Names → values, see the keys below.
     pub(crate) meta: Table,
 }
@@ -104,14 +108,17 @@ impl Store {
             referrers: index.table("referrers")?,
             derivers: index.table("derivers")?,
             numbers: index.table("numbers")?,
+            realisations: index.table("realisations")?,
+            realised: index.table("realised")?,
             meta: index.table("meta")?,
         };
         let next = Self::check_meta(index, &tables, &config.store_dir)?;
+        let temp_roots = Arc::new(Registry::new(config.state_dir.join(TEMP_ROOTS)));
         let store = Arc::new(Self {
             config,
             tables,
             changing: Mutex::new(crate::register::Numbers::starting_at(next)),
-            temp_roots: Arc::default(),
+            temp_roots,
             collecting: Mutex::default(),
             derivations: DerivationCache::default(),
             sweeper: Sweeper::default(),
@@ -178,7 +185,7 @@ impl Store {
 
     /// A new set of temporary roots, for a connection or a build.
     pub fn new_temp_roots(&self) -> TempRoots {
-        TempRoots::new(self.temp_roots.clone())
+        TempRoots::new(self.temp_roots.clone(), self.config.store_dir.clone())
     }
 
     /// What is known of a valid path; `None` when it is not valid.

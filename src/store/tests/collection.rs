@@ -6,7 +6,7 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{Fixture, add, gc, info, nar};
+use common::{Fixture, add, gc, gc_of, info, nar};
 use nix_compat::content_address::{ContentAddress, Method};
 use nix_compat::hash::{Algorithm, Hash, sha256};
 use nix_compat::store_path::{StorePath, content_address_path};
@@ -33,7 +33,7 @@ fn collection_keeps_what_roots_reach() {
     drop(held);
     assert_eq!(store.collect_garbage(&gc(GcAction::DeleteDead)).unwrap().paths, BTreeSet::from([c]));
 
-    let refused = store.collect_garbage(&gc(GcAction::DeleteSpecific(BTreeSet::from([a.clone()]))));
+    let refused = store.collect_garbage(&gc_of(GcAction::DeleteSpecific, [&a], false));
     assert!(matches!(refused, Err(Error::Alive(_))));
     std::fs::remove_file(&link).unwrap();
     let outcome = store.collect_garbage(&gc(GcAction::DeleteDead)).unwrap();

@@ -8,7 +8,7 @@ use nix_compat::derivation::{BasicDerivation, Output, OutputName};
 use nix_compat::hash::{Algorithm, Hash};
 use nix_compat::store_path::fixed_output_path;
 use nix_compat::worker::{BuildMode, BuildStatus};
-use store::{GcAction, GcOptions};
+use store::{GcAction, GcOptions, GcScope};
 
 use crate::rig::{Rig, all_outputs, soon};
 
@@ -143,6 +143,7 @@ async fn inputs_of_a_build_that_waits_are_not_collected() {
         tokio::time::sleep(Duration::from_millis(200)).await;
         let options = GcOptions {
             action: GcAction::DeleteDead,
+            scope: GcScope::WholeStore,
             max_freed: u64::MAX,
             keep_derivations: false,
             keep_outputs: false,

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use nix_compat::signature::Signature;
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::stderr::Verbosity;
-use nix_compat::worker::{CollectGarbage, GcAction as Asked, GcTargets, Payload, Response};
-use store::{GcAction, GcOptions};
+use nix_compat::worker::{CollectGarbage, Features, GcAction as Asked, GcTargets, Payload, Response};
+use store::{GcAction, GcOptions, GcScope};
 
 use crate::connection::Input;
 use crate::context::Session;
@@ -70,21 +70,30 @@ pub(super) async fn collect_garbage(session: &Session, asked: CollectGarbage) ->
     if asked.ignore_liveness {
         return Err(OpError::new("you are not allowed to ignore liveness"));
     }
-    let action = match (asked.action, asked.targets) {
-        (Asked::ReturnLive, _) => GcAction::ReturnLive,
-        (Asked::ReturnDead, _) => GcAction::ReturnDead,
-        (Asked::DeleteDead, GcTargets::WholeStore) => GcAction::DeleteDead,
-        (Asked::DeleteSpecific, GcTargets::Paths { paths, delete_referrers: false }) => GcAction::DeleteSpecific(paths),
-        // Stock up to 2.34 takes a request to delete the dead among some paths for one to delete all that is dead.
-        (Asked::DeleteDead, GcTargets::Paths { .. }) => {
-            return Err(OpError::new("deleting only the dead among given paths is not supported"));
+    let action = match asked.action {
+        Asked::ReturnLive => GcAction::ReturnLive,
+        Asked::ReturnDead => GcAction::ReturnDead,
+        Asked::DeleteDead => GcAction::DeleteDead,
+        Asked::DeleteSpecific => GcAction::DeleteSpecific,
+    };
+    let scope = match asked.targets {
+        GcTargets::WholeStore if action == GcAction::DeleteSpecific => {
+            return Err(OpError::new("deleting given paths, but no paths are given"));
         }
-        (Asked::DeleteSpecific, _) => {
-            return Err(OpError::new("deleting the referrers of given paths is not supported"));
+        GcTargets::WholeStore => GcScope::WholeStore,
+        // Stock up to 2.34 takes this for a request to delete all that is dead. Whoever means that gives no paths.
+        GcTargets::Paths { .. }
+            if action == GcAction::DeleteDead && !session.protocol.has(Features::DELETE_REFERRERS) =>
+        {
+            return Err(OpError::new(
+                "deleting only the dead among given paths needs the protocol feature 'delete-dead-specific-referrers'",
+            ));
         }
+        GcTargets::Paths { paths, delete_referrers } => GcScope::Paths { paths, with_referrers: delete_referrers },
     };
     let options = GcOptions {
         action,
+        scope,
         max_freed: asked.max_freed,
         keep_derivations: session.settings.keep_derivations,
         keep_outputs: session.settings.keep_outputs,

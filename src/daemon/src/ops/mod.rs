@@ -6,6 +6,7 @@ mod export;
 mod maintain;
 mod multiple;
 mod query;
+mod realisation;
 
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::{Request, Response};
@@ -92,11 +93,8 @@ pub(crate) async fn perform(session: &mut Session, input: &mut Input, request: R
         Request::EnsurePath(path) => build::ensure(session, path).await?,
         Request::QueryMissing(paths) => build::missing(session, paths).await?,
 
-        // Realisations of content-addressed derivations are not kept yet: none is known.
-        Request::QueryRealisation(_) => Response::Realisation(None),
-        Request::RegisterDrvOutput(_) => {
-            return Err(OpError::new("experimental Nix feature 'ca-derivations' is disabled"));
-        }
+        Request::QueryRealisation(id) => realisation::query(session, id).await?,
+        Request::RegisterDrvOutput(realisation) => realisation::register(session, realisation).await?,
 
         Request::AddTempRoot(path) => {
             session.temp_roots.add(&path);

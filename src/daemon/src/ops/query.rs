@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use nix_compat::nixbase32;
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::Response;
-use store::derivations::output_paths;
 
 use crate::context::Session;
 use crate::error::OpError;
@@ -30,12 +29,7 @@ pub(super) fn valid_derivers(session: &Session, path: &StorePath) -> Result<Resp
 }
 
 pub(super) async fn derivation_outputs(session: &Session, path: StorePath) -> Result<Response, OpError> {
-    session
-        .blocking(move |store| {
-            let outputs = output_paths(&store.derivation(&path)?.basic);
-            Ok(Response::Paths(outputs.into_values().collect()))
-        })
-        .await
+    session.blocking(move |store| Ok(Response::Paths(store.output_map(&path)?.into_values().flatten().collect()))).await
 }
 
 pub(super) async fn derivation_output_names(session: &Session, path: StorePath) -> Result<Response, OpError> {
@@ -48,14 +42,7 @@ pub(super) async fn derivation_output_names(session: &Session, path: StorePath) 
 }
 
 pub(super) async fn derivation_output_map(session: &Session, path: StorePath) -> Result<Response, OpError> {
-    session
-        .blocking(move |store| {
-            let derivation = store.derivation(&path)?;
-            let paths = output_paths(&derivation.basic);
-            let names = derivation.basic.outputs.keys();
-            Ok(Response::OutputMap(names.map(|name| (name.clone(), paths.get(name).cloned())).collect()))
-        })
-        .await
+    session.blocking(move |store| Ok(Response::OutputMap(store.output_map(&path)?))).await
 }
 
 pub(super) fn path_from_hash_part(session: &Session, hash_part: &str) -> Result<Response, OpError> {

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::realisation::{DrvOutput, Realisation};
 use super::values::{Value, read};
 use super::{Features, Protocol};
 use crate::derivation::OutputName;
+use crate::realisation::{DrvOutput, Realisation};
 use crate::signature::Signature;
 use crate::store_path::StorePath;
 use crate::wire::{Invalid, MAX_STRING, ReadError, Reader, Writer, wire_enum};

@@ -24,6 +24,7 @@ mod response;
 pub mod stderr;
 mod values;
 
+pub use crate::realisation::{DrvOutput, Realisation, RealisationError};
 pub use build_result::{BuildMode, BuildResult, BuildStatus, BuiltOutput};
 pub use derived_path::{DerivedPath, DerivedPathError, OutputsSpec};
 pub use gc::{CollectGarbage, GcAction, GcTargets, UNLIMITED};
@@ -32,7 +33,6 @@ pub use operation::Operation;
 pub use options::ClientOptions;
 pub use payload::Payload;
 pub use protocol::{Features, NEWEST_MINOR, OLDEST_MINOR, Protocol};
-pub use realisation::{DrvOutput, Realisation, RealisationError};
 pub use request::{AddToStore, AddToStoreNar, MAX_REQUEST, Request};
 pub use response::{Missing, Response, SubstitutableInfo};
 pub use values::{read_path_info, write_path_info};

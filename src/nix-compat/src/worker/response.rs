@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::realisation::Realisation;
 use super::values::{Value, read, read_unkeyed_path_info, write_unkeyed_path_info};
 use super::{BuildResult, DerivedPath, Protocol, Request, read_path_info, write_path_info};
 use crate::derivation::OutputName;
 use crate::hash::NarHash;
 use crate::path_info::PathInfo;
+use crate::realisation::Realisation;
 use crate::store_path::StorePath;
 use crate::wire::{Invalid, MAX_STRING, ReadError, Reader, Writer};
 

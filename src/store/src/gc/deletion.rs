@@ -137,6 +137,7 @@ impl Store {
             for key in deriver_keys {
                 batch.delete(self.tables.derivers, key);
             }
+            self.remove_realisations(path, &mut batch)?;
         }
         if !batch.is_empty() {
             sweep::want(self, &mut batch)?;

@@ -11,7 +11,7 @@ use nix_compat::hash::{NarHash, sha256};
 use nix_compat::nar::NarWriter;
 use nix_compat::path_info::PathInfo;
 use nix_compat::store_path::{StoreDir, StorePath};
-use store::{Config, Error, GcAction, GcOptions, Store};
+use store::{Config, Error, GcAction, GcOptions, GcScope, Store};
 
 /// A store in a directory of its own.
 pub(crate) struct Fixture {
@@ -93,5 +93,12 @@ pub(crate) fn add(store: &Store, name: &str, references: &[&StorePath]) -> Store
 
 /// The options of stock's defaults.
 pub(crate) fn gc(action: GcAction) -> GcOptions {
-    GcOptions { action, max_freed: u64::MAX, keep_derivations: true, keep_outputs: false }
+    let scope = GcScope::WholeStore;
+    GcOptions { action, scope, max_freed: u64::MAX, keep_derivations: true, keep_outputs: false }
+}
+
+/// A collection that looks at some paths.
+pub(crate) fn gc_of<const N: usize>(action: GcAction, paths: [&StorePath; N], with_referrers: bool) -> GcOptions {
+    let paths = paths.into_iter().cloned().collect();
+    GcOptions { scope: GcScope::Paths { paths, with_referrers }, ..gc(action) }
 }
