@@ -61,6 +61,10 @@ pub(crate) struct DaemonArgs {
     /// Override a setting of nix.conf.
     #[arg(long, num_args = 2, value_names = ["NAME", "VALUE"], action = clap::ArgAction::Append)]
     option: Vec<String>,
+    /// Record every session in this directory: both directions, byte by byte, with all that is added and read. For
+    /// reports of bugs.
+    #[arg(long, value_name = "DIR")]
+    record: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -89,7 +93,8 @@ impl Cli {
                     })?),
                 };
                 let overrides = args.option.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect();
-                daemon::run(daemon::Options { locations, grpc, overrides })
+                let record = args.record;
+                daemon::run(daemon::Options { locations, grpc, overrides, record, forced_trust: None })
             }
             Command::Import(args) => import::run(&locations, &args.paths),
             Command::Status(args) => status::run(&locations, args.json),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use ::daemon::{Daemon, Locations, Trust};
+use ::daemon::{Daemon, Door, Extras, Locations, Recorder, Trust};
 use build::{BuildConfig, Scheduler};
 use mount::Mount;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -33,20 +33,61 @@ pub(crate) struct Options {
     pub(crate) grpc: Option<SocketAddr>,
     /// Settings from the command line.
     pub(crate) overrides: Vec<(String, String)>,
+    /// Where sessions are recorded, if at all.
+    pub(crate) record: Option<PathBuf>,
+    /// Take every client for this.
+    pub(crate) forced_trust: Option<Trust>,
+}
+
+/// The experimental feature without which stock lets nobody override trust.
+const TRUST_OVERRIDE: &str = "daemon-trust-override";
+
+/// Whether trust may be overridden.
+///
+/// # Errors
+/// [`Failure::Usage`], with stock's words.
+pub(crate) fn check_trust_override(settings: &Settings) -> Result<(), Failure> {
+    if settings.experimental_features.contains(TRUST_OVERRIDE) {
+        return Ok(());
+    }
+    Err(Failure::Usage(format!(
+        "experimental Nix feature '{TRUST_OVERRIDE}' is disabled; add '--extra-experimental-features {TRUST_OVERRIDE}' \
+         to enable it"
+    )))
+}
+
+/// The settings of nix.conf, `NIX_CONFIG` and the command line; what is wrong with them is logged.
+pub(crate) fn settings(locations: &Locations, overrides: &[(String, String)]) -> Result<Settings, Failure> {
+    let nix_config = std::env::var("NIX_CONFIG").ok();
+    let processors = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let (settings, warnings) =
+        ::daemon::load_settings(&locations.conf_dir, nix_config.as_deref(), overrides, processors)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(settings)
 }
 
 pub(crate) fn run(options: Options) -> Result<ExitCode, Failure> {
     // Directories made here must be open to users, and to nobody else for writing, whoever starts the daemon.
     umask(Mode::from_bits_truncate(0o022));
     start_logging();
-    let Options { locations, grpc, overrides } = options;
-    let nix_config = std::env::var("NIX_CONFIG").ok();
-    let processors = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    let (settings, warnings) =
-        ::daemon::load_settings(&locations.conf_dir, nix_config.as_deref(), &overrides, processors)?;
-    for warning in warnings {
-        tracing::warn!("{warning}");
+    let Options { locations, grpc, overrides, record, forced_trust } = options;
+    let settings = settings(&locations, &overrides)?;
+    if let Some(trust) = forced_trust {
+        check_trust_override(&settings)?;
+        tracing::warn!(?trust, "taking every client for this, whoever it is");
     }
+    let recorder = match record {
+        Some(dir) => {
+            let recorder =
+                Recorder::new(&dir, &locations.store_dir).map_err(Failure::file("record sessions in", &dir))?;
+            tracing::warn!(dir = %dir.display(), "recording every session, with everything that is added and read");
+            Some(recorder)
+        }
+        None => None,
+    };
+    let extras = Extras { recorder, forced_trust };
     if let Ok(remote) = std::env::var("NIX_REMOTE") {
         tracing::warn!(remote, "ignoring NIX_REMOTE: a daemon is not its own client");
     }
@@ -67,7 +108,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode, Failure> {
     let store_dir = PathBuf::from(locations.store_dir.as_str());
     state::check_store_dir(&store_dir)?;
     let mount = Mount::new(store.clone(), &store_dir, mount::Options::default())?;
-    let served = runtime.block_on(serve(store.clone(), settings, locations, grpc, store_dir, termination));
+    let served = runtime.block_on(serve(store.clone(), settings, locations, grpc, extras, store_dir, termination));
     // Sessions and builds that are still running end here.
     drop(runtime);
     mount.unmount()?;
@@ -80,6 +121,7 @@ async fn serve(
     settings: Settings,
     locations: Locations,
     grpc: Option<SocketAddr>,
+    extras: Extras,
     store_mount: PathBuf,
     termination: Termination,
 ) -> Result<(), Failure> {
@@ -88,13 +130,15 @@ async fn serve(
     let listeners = listen_for_grpc(grpc, grpc_socket(&locations.state_dir), &settings)?;
     let grpc_address = listeners.tcp_address();
     let services = rpc_services(&store, &settings)?;
-    let daemon = Daemon::new(store.clone(), scheduler.clone(), settings, locations.clone())?;
+    let daemon = Daemon::new(store.clone(), scheduler.clone(), settings, locations.clone(), extras)?;
     let status = status::Source { daemon: daemon.clone(), scheduler, store };
     let answering = status::listen(&locations.state_dir)?;
     let (listener, own_socket) = match ::daemon::passed_by_systemd()? {
         Some(listener) => (listener, None),
         None => (::daemon::bind(&locations.socket)?, Some(locations.socket.clone())),
     };
+    let untrusted_socket = locations.untrusted_socket();
+    let untrusted = ::daemon::bind(&untrusted_socket)?;
 
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let wait = |mut stopped: tokio::sync::watch::Receiver<bool>| async move {
@@ -117,9 +161,12 @@ async fn serve(
     // Without a service manager there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
-    daemon.run(listener, wait(stopped)).await;
+    tokio::join!(
+        daemon.run(listener, Door::Main, wait(stopped.clone())),
+        daemon.run(untrusted, Door::Untrusted, wait(stopped)),
+    );
     tracing::info!("stopping");
-    if let Some(socket) = own_socket {
+    for socket in own_socket.iter().chain([&untrusted_socket]) {
         let _ = std::fs::remove_file(socket);
     }
     match grpc_server.await {

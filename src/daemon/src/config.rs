@@ -48,6 +48,11 @@ pub struct Locations {
 }
 
 impl Locations {
+    /// Where everybody is untrusted: beside the socket where clients look.
+    pub fn untrusted_socket(&self) -> PathBuf {
+        self.socket.with_file_name("untrusted")
+    }
+
     /// Reads the variables through `var`, so that tests need not change the process's environment.
     ///
     /// # Errors

@@ -15,6 +15,8 @@ use nix_compat::worker::stderr::Message;
 use nix_compat::worker::{MAX_REQUEST, Protocol, Request};
 use tokio::net::UnixStream;
 
+use crate::record::Tape;
+
 /// Bytes received at a time while nothing larger is known to come.
 const SMALL_READ: usize = 8 * 1024;
 /// Bytes received at a time within a large message or a payload.
@@ -49,12 +51,13 @@ pub enum ConnectionError {
 pub(crate) struct Input {
     stream: Arc<UnixStream>,
     buffer: BytesMut,
+    tape: Tape,
 }
 
 impl Input {
     /// The receiving direction of `stream`.
-    pub(crate) fn new(stream: Arc<UnixStream>) -> Self {
-        Self { stream, buffer: BytesMut::new() }
+    pub(crate) fn new(stream: Arc<UnixStream>, tape: Tape) -> Self {
+        Self { stream, buffer: BytesMut::new(), tape }
     }
 
     /// What has been received and not been used yet.
@@ -73,7 +76,10 @@ impl Input {
             self.stream.readable().await.map_err(failed)?;
             self.buffer.reserve(room);
             match self.stream.try_read_buf(&mut self.buffer) {
-                Ok(n) => return Ok(n > 0),
+                Ok(n) => {
+                    self.tape.put(&self.buffer[self.buffer.len() - n..]);
+                    return Ok(n > 0);
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(false),
                 Err(e) => return Err(failed(e)),
@@ -134,12 +140,13 @@ impl Input {
 pub(crate) struct Output {
     stream: Arc<UnixStream>,
     pending: BytesMut,
+    tape: Tape,
 }
 
 impl Output {
     /// The sending direction of `stream`.
-    pub(crate) fn new(stream: Arc<UnixStream>) -> Self {
-        Self { stream, pending: BytesMut::new() }
+    pub(crate) fn new(stream: Arc<UnixStream>, tape: Tape) -> Self {
+        Self { stream, pending: BytesMut::new(), tape }
     }
 
     /// Queues bytes to be sent.
@@ -164,7 +171,10 @@ impl Output {
         let failed = |source| ConnectionError::Io { action: "send to", source };
         while !self.pending.is_empty() {
             match self.stream.try_write(&self.pending) {
-                Ok(n) => self.pending.advance(n),
+                Ok(n) => {
+                    self.tape.put(&self.pending[..n]);
+                    self.pending.advance(n);
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.stream.writable().await.map_err(failed)?,
                 Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
                     return Err(ConnectionError::Disconnected);

@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 use store::Store;
 
 use crate::config::Locations;
-use crate::peer::Peer;
+use crate::peer::{Peer, Trust};
+use crate::record::Recorder;
 use crate::streams::Streams;
 
 /// A daemon: its store, its builds, its configuration and its clients.
@@ -24,8 +25,20 @@ pub struct Daemon {
     /// `trusted-public-keys`, read.
     pub(crate) keys: Arc<[PublicKey]>,
     pub(crate) streams: Streams,
+    pub(crate) recorder: Option<Recorder>,
+    /// What every client is taken for, whoever it is.
+    pub(crate) forced_trust: Option<Trust>,
     clients: Mutex<BTreeMap<u64, Client>>,
     next_client: AtomicU64,
+}
+
+/// What only some daemons do.
+#[derive(Debug, Default)]
+pub struct Extras {
+    /// Records every session.
+    pub recorder: Option<Recorder>,
+    /// Takes every client for trusted or untrusted, whoever it is (stock's `daemon-trust-override`).
+    pub forced_trust: Option<Trust>,
 }
 
 /// A connected client, for `castored status`.
@@ -47,10 +60,13 @@ impl Daemon {
         scheduler: Arc<Scheduler>,
         settings: Settings,
         locations: Locations,
+        extras: Extras,
     ) -> Result<Arc<Self>, signature::Error> {
         Ok(Arc::new(Self {
             keys: settings.public_keys()?.into(),
             streams: Streams::new(),
+            recorder: extras.recorder,
+            forced_trust: extras.forced_trust,
             store,
             scheduler,
             settings: Arc::new(settings),

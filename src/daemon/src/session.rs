@@ -38,8 +38,9 @@ pub(crate) async fn serve(
     trust: Trust,
 ) -> Result<(), ConnectionError> {
     let stream = Arc::new(stream);
-    let mut input = Input::new(stream.clone());
-    let mut output = Output::new(stream.clone());
+    let (received, sent) = daemon.recorder.as_ref().map(|recorder| recorder.session(&peer)).unwrap_or_default();
+    let mut input = Input::new(stream.clone(), received);
+    let mut output = Output::new(stream.clone(), sent);
     let Some(protocol) = shake_hands(&daemon, trust, &mut input, &mut output).await? else { return Ok(()) };
     let mut session = Session {
         settings: daemon.settings.clone(),

@@ -3,14 +3,17 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Write};
-use std::path::PathBuf;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use build::{BuildConfig, Scheduler};
 use daemon::client::{ClientError, Connection};
-use daemon::{Daemon, Locations};
+use daemon::{Daemon, Door, Extras, Locations, Recorder};
 use nix_compat::conf::Settings;
 use nix_compat::content_address::{ContentAddress, Method};
 use nix_compat::derivation::{BasicDerivation, Output, OutputName};
@@ -28,7 +31,7 @@ use substitute::NoSubstituter;
 
 /// A daemon without a mount, for everything but builds.
 struct Rig {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     runtime: Option<tokio::runtime::Runtime>,
     store: Arc<Store>,
     socket: PathBuf,
@@ -36,6 +39,10 @@ struct Rig {
 
 impl Rig {
     fn new(trusted: bool) -> Self {
+        Self::with(trusted, |_| Extras::default())
+    }
+
+    fn with(trusted: bool, extras: impl FnOnce(&Path) -> Extras) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let locations = Locations::below(dir.path()).unwrap();
         let socket = locations.socket.clone();
@@ -49,11 +56,11 @@ impl Rig {
             let nowhere = dir.path().join("nowhere");
             let config = BuildConfig::new(&locations.state_dir, locations.log_dir.clone(), nowhere.clone(), nowhere, 1);
             let scheduler = Scheduler::new(store.clone(), config, Box::new(NoSubstituter));
-            let daemon = Daemon::new(store.clone(), scheduler, settings, locations).unwrap();
+            let daemon = Daemon::new(store.clone(), scheduler, settings, locations, extras(dir.path())).unwrap();
             let listener = daemon::bind(&socket).unwrap();
-            runtime.spawn(async move { daemon.run(listener, std::future::pending()).await });
+            runtime.spawn(async move { daemon.run(listener, Door::Main, std::future::pending()).await });
         }
-        Self { _dir: dir, runtime: Some(runtime), store, socket }
+        Self { dir, runtime: Some(runtime), store, socket }
     }
 
     fn connect(&self, minor: u16) -> Connection {
@@ -95,6 +102,45 @@ fn nothing(_: &mut dyn Write) -> io::Result<()> {
 
 fn add_nar(info: PathInfo) -> Request {
     Request::AddToStoreNar(AddToStoreNar { info, repair: false, dont_check_sigs: true })
+}
+
+#[test]
+fn a_recording_has_every_byte_of_both_directions() {
+    let rig = Rig::with(true, |dir| {
+        let recorder = Recorder::new(&dir.join("recordings"), &StoreDir::default()).unwrap();
+        Extras { recorder: Some(recorder), forced_trust: None }
+    });
+    let dir = rig.dir.path().join("recordings");
+    let mut stream = UnixStream::connect(&rig.socket).unwrap();
+    // A client of 1.21 that asks for all valid paths and finishes.
+    let sent: Vec<u8> = [0x6e69_7863_u64, 0x115, 0, 0, 23].iter().flat_map(|word| word.to_le_bytes()).collect();
+    stream.write_all(&sent).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).unwrap();
+    let find = |ending: &str| {
+        let entries = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path());
+        let [file] = &entries.filter(|path| path.extension().is_some_and(|e| e == ending)).collect::<Vec<_>>()[..]
+        else {
+            panic!("one recording of the {ending}")
+        };
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        std::fs::read(file).unwrap()
+    };
+    assert_eq!(find("client"), sent);
+    assert_eq!(find("server"), received);
+    assert_eq!(received.len(), 40, "greeting, two ends of messages, an empty list");
+    assert_eq!(std::fs::read_to_string(dir.join("store-dir")).unwrap(), "/nix/store");
+}
+
+#[test]
+fn trust_can_be_forced_either_way() {
+    for (listed, forced, told) in
+        [(true, daemon::Trust::Untrusted, Trust::NotTrusted), (false, daemon::Trust::Trusted, Trust::Trusted)]
+    {
+        let rig = Rig::with(listed, |_| Extras { recorder: None, forced_trust: Some(forced) });
+        assert_eq!(rig.connect(38).trust(), told);
+    }
 }
 
 #[test]

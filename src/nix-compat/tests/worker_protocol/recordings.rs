@@ -1,8 +1,9 @@
 //! Sessions of stock clients with a stock 2.34.8 daemon, recorded on the socket between them.
 //!
 //! Each is taken apart completely and every request, message and response is encoded again: the bytes must be those of
-//! stock. The sessions are in `data/`, as the bytes the client sent and the bytes the server sent. Set
-//! `WORKER_PROTOCOL_RECORDINGS` to a directory with more of them to have those checked instead.
+//! stock. The sessions are in `data/`, as the bytes the client sent and the bytes the server sent, beside a file
+//! `store-dir` that names the store directory: what `castored daemon --record DIR` writes. Set
+//! `WORKER_PROTOCOL_RECORDINGS` to such a directory to have its sessions checked instead.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,9 +14,6 @@ use nix_compat::wire::{Frame, FrameDecoder, ReadError, Reader, Writer};
 use nix_compat::worker::handshake::{ClientHandshake, Progress, ServerHandshake, Trust};
 use nix_compat::worker::stderr::Message;
 use nix_compat::worker::{Features, Operation, Payload, Protocol, Request, Response, read_path_info};
-
-/// Where the store of the recorded daemon was.
-const STORE_DIR: &str = "/tmp/session/d/store";
 
 /// What is left of a session.
 struct Session<'a> {
@@ -55,21 +53,25 @@ fn take_nar(stream: &mut &[u8]) {
 
 impl<'a> Session<'a> {
     /// Goes through the handshake with both of our sides.
-    fn start(client: &'a [u8], server: &'a [u8]) -> Self {
-        let store_dir = StoreDir::new(STORE_DIR).unwrap();
-        let version = "2.34.8";
-        let mut ours = ServerHandshake::new(store_dir.clone(), version, Trust::Trusted, Features::ALL);
-        let mut said = Writer::new();
-        let (used_of_client, Progress::Done(connected)) = ours.advance(client, &mut said).unwrap() else {
-            panic!("the client's handshake is cut off");
+    fn start(store_dir: StoreDir, client: &'a [u8], server: &'a [u8]) -> Self {
+        let as_server = |version: &str, trust| {
+            let mut said = Writer::new();
+            let mut ours = ServerHandshake::new(store_dir.clone(), version, trust, Features::ALL);
+            let (used, Progress::Done(connected)) = ours.advance(client, &mut said).unwrap() else {
+                panic!("the client's handshake is cut off");
+            };
+            (used, connected, said)
         };
-        if !connected.protocol.since(38) {
-            assert!(server.starts_with(said.as_bytes()), "stock's side of the handshake differs");
-        }
-        let mut ours = ClientHandshake::new(store_dir, connected.client_minor, Features::ALL, &mut said);
+        let (used_of_client, connected, _) = as_server("", Trust::Unknown);
+        let mut said = Writer::new();
+        let mut ours = ClientHandshake::new(store_dir.clone(), connected.client_minor, Features::ALL, &mut said);
         let (used_of_server, Progress::Done(welcome)) = ours.advance(server, &mut said).unwrap() else {
             panic!("the server's handshake is cut off");
         };
+        if !connected.protocol.since(38) {
+            let (_, _, said) = as_server(welcome.server_version.as_deref().unwrap_or_default(), welcome.trust);
+            assert!(server.starts_with(said.as_bytes()), "the server's side of the handshake differs");
+        }
         assert_eq!(welcome.protocol, connected.protocol);
         let rest = (&client[used_of_client..], &server[used_of_server..]);
         let mut session = Self { client: rest.0, server: rest.1, protocol: connected.protocol };
@@ -155,9 +157,10 @@ impl<'a> Session<'a> {
 }
 
 /// Takes a recorded session apart.
-fn replay(client: &Path) -> Vec<(Request, Outcome)> {
-    let (client, server) = (fs::read(client).unwrap(), fs::read(client.with_extension("server")).unwrap());
-    Session::start(&client, &server).finish()
+fn replay(client_file: &Path) -> Vec<(Request, Outcome)> {
+    let (client, server) = (fs::read(client_file).unwrap(), fs::read(client_file.with_extension("server")).unwrap());
+    let store_dir = fs::read_to_string(client_file.with_file_name("store-dir")).unwrap();
+    Session::start(StoreDir::new(store_dir.trim_end()).unwrap(), &client, &server).finish()
 }
 
 fn recorded(name: &str) -> Vec<(Request, Outcome)> {
