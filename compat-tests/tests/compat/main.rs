@@ -13,6 +13,7 @@ mod grpc;
 mod life;
 mod mount;
 mod nixos;
+mod stdio;
 
 use compat_tests::machine::{self, Machine};
 use compat_tests::{Call, Daemon, Room, Subject, Who};
