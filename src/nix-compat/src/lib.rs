@@ -12,6 +12,7 @@
 //! | `fixed:r:sha256:…` | [`content_address`] |
 //! | what is known of a store object, and its signatures | [`path_info`], [`signature`] |
 //! | the archive format | [`nar`] |
+//! | what binary caches say of a store object | [`narinfo`] |
 //! | `nix-store --export` | [`export`] |
 //! | `.drv` files, output paths, placeholders | [`derivation`] |
 //! | `nix.conf` | [`conf`] |
@@ -36,6 +37,7 @@ pub mod derivation;
 pub mod export;
 pub mod hash;
 pub mod nar;
+pub mod narinfo;
 pub mod nixbase32;
 pub mod path_info;
 pub mod signature;
