@@ -1,7 +1,8 @@
 //! A harness that drives unmodified Nix releases against a castored daemon.
 //!
 //! * [`machine`] brings a fresh Debian machine to the point where tests can run.
-//! * [`releases`] fetches the four stock Nix releases that castored promises to serve.
+//! * [`releases`] fetches the four stock Nix releases that castored promises to serve, [`sources`] the data of stock's
+//!   own unit tests.
 //! * [`room`] gives a test its own mount namespace with an empty `/nix`, so that nothing outside is touched.
 //! * [`subject`] starts and stops the daemon under test: castored, or stock `nix-daemon` to prove a test right.
 //! * [`tree`] makes a large real tree to work on, from the machine's own /usr.
@@ -18,6 +19,7 @@ pub mod machine;
 pub mod nar;
 pub mod releases;
 pub mod room;
+pub mod sources;
 pub mod subject;
 pub mod tree;
 pub mod wire;

@@ -1,17 +1,17 @@
-//! Brings a Debian machine to the point where the tests can run: packages, `/dev/fuse`, the Nix releases.
+//! Brings a Debian machine to where the tests can run: packages, `/dev/fuse`, the Nix releases, stock's test data.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Pid, geteuid};
 
-use crate::apt;
 use crate::error::{Context, Error, Result};
 use crate::releases::{self, Release};
+use crate::{apt, sources};
 
 /// Everything downloaded for the tests lives here; safe to delete at any time.
 pub const CACHE: &str = "/var/tmp/castored-compat";
@@ -24,6 +24,8 @@ const PACKAGES: &[&str] = &["attr", "b3sum", "busybox-static", "fuse3", "patchel
 pub struct Machine {
     /// The four stock releases, oldest first.
     pub releases: Vec<Release>,
+    /// The data of stock's own unit tests: a directory for each format.
+    pub unit_data: PathBuf,
 }
 
 impl Machine {
@@ -72,7 +74,8 @@ pub fn prepare() -> Result<&'static Machine> {
     }
     remove_abandoned_rooms();
     let releases = releases::fetch_all(cache)?;
-    Ok(MACHINE.get_or_init(|| Machine { releases }))
+    let unit_data = sources::fetch_unit_data(cache)?;
+    Ok(MACHINE.get_or_init(|| Machine { releases, unit_data }))
 }
 
 /// Deletes rooms whose process was killed before it could do so itself. Their mounts went with their namespaces.

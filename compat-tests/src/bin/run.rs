@@ -66,7 +66,7 @@ fn everything(counts: &mut Counts) -> Result<()> {
         println!("SKIPPED: {reason}");
         counts.skipped += 1;
     } else {
-        step("machine: packages, /dev/fuse, the four stock releases");
+        step("machine: packages, /dev/fuse, the four stock releases, their test data");
         machine::prepare()?;
     }
     step("format");

@@ -14,6 +14,10 @@ mod life;
 mod mount;
 mod nixos;
 mod stdio;
+mod upstream_formats;
+mod upstream_vectors;
+
+use std::collections::BTreeMap;
 
 use compat_tests::machine::{self, Machine};
 use compat_tests::{Call, Daemon, Room, Subject, Who};
@@ -25,13 +29,18 @@ struct Setup {
     room: Room,
 }
 
-/// Enters a room; `None`, after saying why, where that is impossible.
-fn setup(name: &str) -> Option<Setup> {
+/// A prepared machine; `None`, after saying why, where that is impossible.
+fn prepared() -> Option<&'static Machine> {
     if let Some(reason) = machine::obstacle() {
         println!("SKIPPED: {reason}");
         return None;
     }
-    let machine = machine::prepare().unwrap();
+    Some(machine::prepare().unwrap())
+}
+
+/// Enters a room; `None`, after saying why, where that is impossible.
+fn setup(name: &str) -> Option<Setup> {
+    let machine = prepared()?;
     let subject = Subject::from_environment().unwrap();
     let room = Room::enter(name).unwrap();
     Some(Setup { machine, subject, room })
@@ -45,6 +54,17 @@ fn castored_setup(name: &str) -> Option<Setup> {
         return None;
     }
     Some(setup)
+}
+
+/// The files of a directory of stock's unit test data, with their contents; `None`, after saying why, where it cannot be
+/// had.
+fn unit_data(directory: &str) -> Option<BTreeMap<String, Vec<u8>>> {
+    let directory = prepared()?.unit_data.join(directory);
+    let files = std::fs::read_dir(directory).unwrap().map(|entry| {
+        let path = entry.unwrap().path();
+        (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap())
+    });
+    Some(files.collect())
 }
 
 impl Setup {

@@ -21,7 +21,7 @@ mod other;
 mod settings;
 mod value;
 
-pub use file::{MAX_INCLUDE_DEPTH, parse};
+pub use file::{MAX_INCLUDE_DEPTH, MAX_INCLUSIONS, parse};
 pub use settings::Settings;
 pub use value::{Sandbox, SandboxPath};
 
@@ -49,6 +49,9 @@ pub enum Error {
     /// Files include each other more than [`MAX_INCLUDE_DEPTH`] deep.
     #[error("'{0}' is included more than {MAX_INCLUDE_DEPTH} files deep")]
     IncludeDepth(String),
+    /// Files are included more than [`MAX_INCLUSIONS`] times.
+    #[error("'{0}' includes files although {MAX_INCLUSIONS} were included before")]
+    Inclusions(String),
     /// A value that does not fit its setting.
     #[error("setting '{name}' has value '{value}', which is not {expected}")]
     Value {

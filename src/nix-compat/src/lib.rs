@@ -13,6 +13,7 @@
 //! | what is known of a store object, and its signatures | [`path_info`], [`signature`] |
 //! | what an output of a derivation turned out to be | [`realisation`] |
 //! | the archive format | [`nar`] |
+//! | what binary caches say of a store object | [`narinfo`] |
 //! | `nix-store --export` | [`export`] |
 //! | `.drv` files, output paths, placeholders | [`derivation`] |
 //! | `nix.conf` | [`conf`] |
@@ -37,6 +38,7 @@ pub mod derivation;
 pub mod export;
 pub mod hash;
 pub mod nar;
+pub mod narinfo;
 pub mod nixbase32;
 pub mod path_info;
 pub mod realisation;

@@ -124,8 +124,10 @@ impl BuildResult {
             built_outputs: BTreeMap::new(),
         }
     }
+}
 
-    pub(super) fn decode(reader: &mut Reader<'_>, protocol: &Protocol) -> Result<Self, ReadError> {
+impl Value for BuildResult {
+    fn read(reader: &mut Reader<'_>, protocol: &Protocol) -> Result<Self, ReadError> {
         let status = u64::from(reader.u8()?);
         let status =
             BuildStatus::from_code(status).ok_or(Invalid::UnknownTag { what: "build status", value: status })?;
@@ -161,7 +163,7 @@ impl BuildResult {
         Ok(result)
     }
 
-    pub(super) fn encode(&self, protocol: &Protocol, writer: &mut Writer) {
+    fn write(&self, protocol: &Protocol, writer: &mut Writer) {
         writer.u64(self.status.code());
         writer.bytes(&self.error);
         if protocol.since(29) {

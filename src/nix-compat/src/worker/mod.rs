@@ -35,4 +35,4 @@ pub use payload::Payload;
 pub use protocol::{Features, NEWEST_MINOR, OLDEST_MINOR, Protocol};
 pub use request::{AddToStore, AddToStoreNar, MAX_REQUEST, Request};
 pub use response::{Missing, Response, SubstitutableInfo};
-pub use values::{read_path_info, write_path_info};
+pub use values::{Value, read_path_info, read_unkeyed_path_info, write_path_info, write_unkeyed_path_info};

@@ -35,30 +35,6 @@ impl Realisation {
         Ok(Self::from_json(reader.text(MAX_STRING)?).map_err(Invalid::Realisation)?)
     }
 
-    /// The argument of RegisterDrvOutput.
-    pub(super) fn decode(reader: &mut Reader<'_>, protocol: &Protocol) -> Result<Self, ReadError> {
-        if protocol.has(Features::REALISATION_WITH_PATH) {
-            let id = read(reader, protocol)?;
-            Self::read_value(reader, protocol, id)
-        } else if protocol.since(JSON) {
-            Self::read_json(reader)
-        } else {
-            Ok(Self::new(read(reader, protocol)?, read_base_name(reader)?))
-        }
-    }
-
-    pub(super) fn encode(&self, protocol: &Protocol, writer: &mut Writer) {
-        if protocol.has(Features::REALISATION_WITH_PATH) {
-            self.id.write(protocol, writer);
-            self.write_value(protocol, writer);
-        } else if protocol.since(JSON) {
-            writer.bytes(self.to_json());
-        } else {
-            self.id.write(protocol, writer);
-            writer.bytes(self.out_path.base_name());
-        }
-    }
-
     /// The answer to QueryRealisation about `id`.
     pub(super) fn decode_answer(
         reader: &mut Reader<'_>,
@@ -107,5 +83,31 @@ impl Realisation {
     fn write_value(&self, protocol: &Protocol, writer: &mut Writer) {
         self.out_path.write(protocol, writer);
         self.signatures.write(protocol, writer);
+    }
+}
+
+/// As the argument of RegisterDrvOutput; the answer to QueryRealisation is a little different.
+impl Value for Realisation {
+    fn read(reader: &mut Reader<'_>, protocol: &Protocol) -> Result<Self, ReadError> {
+        if protocol.has(Features::REALISATION_WITH_PATH) {
+            let id = read(reader, protocol)?;
+            Self::read_value(reader, protocol, id)
+        } else if protocol.since(JSON) {
+            Self::read_json(reader)
+        } else {
+            Ok(Self::new(read(reader, protocol)?, read_base_name(reader)?))
+        }
+    }
+
+    fn write(&self, protocol: &Protocol, writer: &mut Writer) {
+        if protocol.has(Features::REALISATION_WITH_PATH) {
+            self.id.write(protocol, writer);
+            self.write_value(protocol, writer);
+        } else if protocol.since(JSON) {
+            writer.bytes(self.to_json());
+        } else {
+            self.id.write(protocol, writer);
+            writer.bytes(self.out_path.base_name());
+        }
     }
 }

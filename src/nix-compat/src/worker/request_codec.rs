@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use super::derivation::{read_derivation, write_derivation};
 use super::values::{Value, read, read_base_name};
 use super::{
-    AddToStore, AddToStoreNar, ClientOptions, CollectGarbage, MethodText, Operation, Protocol, Realisation, Request,
-    read_path_info, write_path_info,
+    AddToStore, AddToStoreNar, ClientOptions, CollectGarbage, MethodText, Operation, Protocol, Request, read_path_info,
+    write_path_info,
 };
 use crate::store_path::StorePath;
 use crate::wire::{Invalid, MAX_STRING, ReadError, Reader, Writer};
@@ -91,7 +91,7 @@ impl Request {
             }),
             Operation::QueryMissing => Self::QueryMissing(read(r, p)?),
             Operation::QueryDerivationOutputMap => Self::QueryDerivationOutputMap(read(r, p)?),
-            Operation::RegisterDrvOutput => Self::RegisterDrvOutput(Realisation::decode(r, p)?),
+            Operation::RegisterDrvOutput => Self::RegisterDrvOutput(read(r, p)?),
             Operation::QueryRealisation => Self::QueryRealisation(read(r, p)?),
             Operation::AddMultipleToStore => Self::AddMultipleToStore { repair: r.bool()?, dont_check_sigs: r.bool()? },
             Operation::AddBuildLog => Self::AddBuildLog(read_base_name(r)?),
@@ -177,7 +177,7 @@ impl Request {
                 w.bool(*dont_check_sigs);
             }
             Self::QueryMissing(paths) => paths.write(p, w),
-            Self::RegisterDrvOutput(realisation) => realisation.encode(p, w),
+            Self::RegisterDrvOutput(realisation) => realisation.write(p, w),
             Self::QueryRealisation(id) => id.write(p, w),
             Self::AddMultipleToStore { repair, dont_check_sigs } => {
                 w.bool(*repair);

@@ -126,10 +126,10 @@ impl Response {
                 w.u64(*bytes_freed);
                 w.u64(0); // obsolete
             }
-            Self::BuildResult(result) => result.encode(p, w),
+            Self::BuildResult(result) => result.write(p, w),
             Self::KeyedBuildResults(results) => w.list(results, |w, (path, result)| {
                 path.write(p, w);
-                result.encode(p, w);
+                result.write(p, w);
             }),
             Self::OutputMap(outputs) => outputs.write(p, w),
             Self::SubstitutableInfo(info) => {
@@ -206,9 +206,9 @@ impl Response {
                 r.u64()?;
                 Self::Collected { paths, bytes_freed }
             }
-            Request::BuildDerivation { .. } => Self::BuildResult(BuildResult::decode(r, p)?),
+            Request::BuildDerivation { .. } => Self::BuildResult(read(r, p)?),
             Request::BuildPathsWithResults { .. } => {
-                Self::KeyedBuildResults(r.list(3, |r| Ok((read(r, p)?, BuildResult::decode(r, p)?)))?)
+                Self::KeyedBuildResults(r.list(3, |r| Ok((read(r, p)?, read(r, p)?)))?)
             }
             Request::QueryDerivationOutputMap(_) => Self::OutputMap(read(r, p)?),
             Request::QuerySubstitutablePathInfo(_) => Self::SubstitutableInfo(match r.u64()? {

@@ -12,8 +12,12 @@ use crate::store_path::StorePath;
 use crate::wire::{Invalid, MAX_STRING, ReadError, Reader, Writer};
 
 /// A value with one encoding for each protocol, whatever message it is part of.
-pub(super) trait Value: Sized {
+///
+/// Messages are made of these. They can also be read and written on their own, for a part of a message or in a test.
+pub trait Value: Sized {
+    /// Takes the value from the front of what is left.
     fn read(reader: &mut Reader<'_>, protocol: &Protocol) -> Result<Self, ReadError>;
+    /// Appends the value.
     fn write(&self, protocol: &Protocol, writer: &mut Writer);
 }
 
@@ -47,7 +51,7 @@ pub fn write_path_info(info: &PathInfo, protocol: &Protocol, writer: &mut Writer
 }
 
 /// Reads what is known about `path`, which the reader of the message knows already (UnkeyedValidPathInfo).
-pub(super) fn read_unkeyed_path_info(
+pub fn read_unkeyed_path_info(
     reader: &mut Reader<'_>,
     protocol: &Protocol,
     path: StorePath,
@@ -65,7 +69,8 @@ pub(super) fn read_unkeyed_path_info(
     })
 }
 
-pub(super) fn write_unkeyed_path_info(info: &PathInfo, protocol: &Protocol, writer: &mut Writer) {
+/// The way back from [`read_unkeyed_path_info`]: everything but the path.
+pub fn write_unkeyed_path_info(info: &PathInfo, protocol: &Protocol, writer: &mut Writer) {
     info.deriver.write(protocol, writer);
     info.nar_hash.write(protocol, writer);
     info.references.write(protocol, writer);

@@ -90,22 +90,56 @@ fn messages_come_back_from_their_encoding() {
     }
 }
 
-#[test]
-fn damaged_requests_are_errors_and_never_panics() {
-    let mut runner = TestRunner::deterministic();
-    for_all_requests(|_, request, protocol| {
-        let mut writer = Writer::new();
-        request.encode(protocol, &mut writer);
-        let mut damaged = writer.as_bytes().to_vec();
-        for (at, byte) in sample(&mut runner, &prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4))
-        {
+/// Overwrites one to three bytes.
+fn damage(runner: &mut TestRunner, encoded: &[u8]) -> Vec<u8> {
+    let mut damaged = encoded.to_vec();
+    if !damaged.is_empty() {
+        let places = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4);
+        for (at, byte) in sample(runner, &places) {
             let at = at.index(damaged.len());
             damaged[at] = byte;
         }
+    }
+    damaged
+}
+
+#[test]
+fn damaged_requests_are_errors_and_never_panics() {
+    for_all_requests(|runner, request, protocol| {
+        let mut writer = Writer::new();
+        request.encode(protocol, &mut writer);
+        let damaged = damage(runner, writer.as_bytes());
         let mut reader = Reader::new(&damaged);
         let _ = Request::decode(&mut reader, protocol);
         assert!(reader.position() <= damaged.len());
     });
+}
+
+#[test]
+fn damaged_responses_are_errors_and_never_panics() {
+    for_all_requests(|runner, request, protocol| {
+        let mut writer = Writer::new();
+        sample(runner, &response(&request)).encode(protocol, &mut writer);
+        let damaged = damage(runner, writer.as_bytes());
+        let mut reader = Reader::new(&damaged);
+        let _ = Response::decode(&request, &mut reader, protocol);
+        assert!(reader.position() <= damaged.len());
+    });
+}
+
+#[test]
+fn damaged_messages_are_errors_and_never_panics() {
+    let mut runner = TestRunner::deterministic();
+    for protocol in all_protocols() {
+        for _ in 0..20 * SAMPLES {
+            let mut writer = Writer::new();
+            sample(&mut runner, &message()).encode(&protocol, &mut writer);
+            let damaged = damage(&mut runner, writer.as_bytes());
+            let mut reader = Reader::new(&damaged);
+            let _ = Message::decode(&mut reader, &protocol);
+            assert!(reader.position() <= damaged.len());
+        }
+    }
 }
 
 proptest! {
