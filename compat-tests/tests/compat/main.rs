@@ -9,6 +9,7 @@ mod builds;
 mod clients;
 mod command_line;
 mod crash;
+mod differential;
 mod grpc;
 mod life;
 mod mount;
