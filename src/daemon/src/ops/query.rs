@@ -29,9 +29,17 @@ pub(super) fn valid_derivers(session: &Session, path: &StorePath) -> Result<Resp
     Ok(Response::Paths(session.store().valid_derivers(path)?.into_keys().collect()))
 }
 
+/// Whether a path is valid and by its name no derivation: it has no outputs, which is no error.
+fn is_no_derivation(store: &store::Store, path: &StorePath) -> Result<bool, OpError> {
+    Ok(!path.is_derivation() && store.is_valid(path)?)
+}
+
 pub(super) async fn derivation_outputs(session: &Session, path: StorePath) -> Result<Response, OpError> {
     session
         .blocking(move |store| {
+            if is_no_derivation(&store, &path)? {
+                return Ok(Response::Paths(BTreeSet::new()));
+            }
             let outputs = output_paths(&store.derivation(&path)?.basic);
             Ok(Response::Paths(outputs.into_values().collect()))
         })
@@ -50,6 +58,9 @@ pub(super) async fn derivation_output_names(session: &Session, path: StorePath) 
 pub(super) async fn derivation_output_map(session: &Session, path: StorePath) -> Result<Response, OpError> {
     session
         .blocking(move |store| {
+            if is_no_derivation(&store, &path)? {
+                return Ok(Response::OutputMap(std::collections::BTreeMap::new()));
+            }
             let derivation = store.derivation(&path)?;
             let paths = output_paths(&derivation.basic);
             let names = derivation.basic.outputs.keys();
@@ -59,14 +70,15 @@ pub(super) async fn derivation_output_map(session: &Session, path: StorePath) ->
 }
 
 pub(super) fn path_from_hash_part(session: &Session, hash_part: &str) -> Result<Response, OpError> {
-    let digest: Option<[u8; 20]> = (hash_part.len() == HASH_PART)
-        .then(|| nixbase32::decode(hash_part).ok())
-        .flatten()
-        .and_then(|digest| digest.try_into().ok());
-    match digest {
-        Some(digest) => Ok(Response::Path(session.store().path_from_hash_part(&digest)?)),
-        None => Err(OpError::new("invalid hash part")),
+    if hash_part.len() != HASH_PART {
+        return Err(OpError::new("invalid hash part"));
     }
+    // What no hash part can be is the hash part of nothing.
+    let digest: Option<[u8; 20]> = nixbase32::decode(hash_part).ok().and_then(|digest| digest.try_into().ok());
+    Ok(Response::Path(match digest {
+        Some(digest) => session.store().path_from_hash_part(&digest)?,
+        None => None,
+    }))
 }
 
 pub(super) async fn all_valid_paths(session: &Session) -> Result<Response, OpError> {
