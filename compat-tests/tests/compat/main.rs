@@ -14,6 +14,7 @@ mod grpc;
 mod life;
 mod mount;
 mod nixos;
+mod remote;
 
 use compat_tests::machine::{self, Machine};
 use compat_tests::{Call, Daemon, Room, Subject, Who};
