@@ -75,8 +75,10 @@ pub(super) async fn find_roots(session: &Session) -> Result<Response, OpError> {
     session
         .blocking(move |store| {
             let mut roots = store.find_roots()?;
-            // A link to what is not there keeps nothing.
-            roots.retain(|root| root.private || store.is_valid(&root.path).unwrap_or(true));
+            // What is not there cannot be kept, but for a temporary root, which may come before its path.
+            roots.retain(|root| {
+                AsRef::<[u8]>::as_ref(&root.link).starts_with(b"{temp:") || store.is_valid(&root.path).unwrap_or(true)
+            });
             let shown = roots.into_iter().map(|root| {
                 let link = if root.private && !trusted { CENSORED.to_owned() } else { root.link };
                 (link.into_bytes(), root.path)
