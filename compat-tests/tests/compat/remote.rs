@@ -30,7 +30,8 @@ done
 [ -n "$started" ] && echo started
 PATH=@remote@:$PATH
 export PATH
-unset NIX_CONF_DIR
+# ssh brings no environment along.
+unset NIX_CONF_DIR NIX_REMOTE
 exec /bin/sh -c "$*"
 "#;
 

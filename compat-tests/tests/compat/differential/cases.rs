@@ -157,7 +157,48 @@ impl<'a> Cases<'a> {
 
     /// Whether what hardly depends on the minor is asked as well.
     fn thorough(&self) -> bool {
-        [21, 35, 38].contains(&self.minor)
+        [21, 38].contains(&self.minor)
+    }
+
+    /// The operations that 2.34 has removed, for an older daemon.
+    pub(super) fn removed(world: &'a World, minor: u64, tag: &str) -> Vec<Case> {
+        let mut cases = Cases { world, minor, tag: tag.to_owned(), list: vec![] };
+        for (what, path) in [("source", world.source.as_str()), ("signed", SIGNED), ("unknown", UNKNOWN)] {
+            cases.case(&format!("3 {what}"), about(3, path), vec![Word("has")]);
+            cases.case(&format!("4 {what}"), about(4, path), vec![Text("hash")]);
+            cases.case(&format!("5 {what}"), about(5, path), paths());
+            cases.case(&format!("16 {what}"), about(16, path).word(0), one());
+        }
+        for number in [3, 4, 5] {
+            cases.case(&format!("{number} bad path"), about(number, "/etc"), vec![]);
+        }
+        cases.case("16 sign", about(16, &world.text).word(1), one());
+        // An export stream: each path's archive and what is said of it.
+        let record = |path: &str, archive: &[u8], references: &[&str]| {
+            let record = Request(1u64.to_le_bytes().to_vec()).bytes(archive).word(0x4558_494e);
+            record.string(path).strings(references).string("").word(0).0
+        };
+        let end = 0u64.to_le_bytes();
+        let own = cases.invented("imported");
+        let archive = Tree::File(cases.name("imported").into()).archive();
+        let one = record(&own, &archive, &[&world.source]);
+        let shape = || vec![Texts("paths")];
+        let source = Claim::source(&cases.name("addressed"), tag);
+        let addressed = record(&source.path, &source.archive, &[]);
+        cases.case("27", op(27), shape()).on_demand([&one[..], &end].concat()).info(&own);
+        cases.case("27 again", op(27), shape()).on_demand([&one[..], &end].concat()).info(&own);
+        cases
+            .case("27 where its contents put it", op(27), shape())
+            .on_demand([&addressed[..], &end].concat())
+            .info(&source.path);
+        cases.case("27 nothing", op(27), shape()).on_demand(end.to_vec());
+        let late = cases.invented("imported-late");
+        let unknown = record(&late, &archive, &[UNKNOWN]);
+        cases.case("27 unknown reference", op(27), shape()).on_demand([&unknown[..], &end].concat()).info(&late);
+        let mut bad = record(&late, &archive, &[]);
+        bad[archive.len() + 8] ^= 1;
+        cases.case("27 bad mark", op(27), shape()).on_demand([&bad[..], &end].concat()).info(&late);
+        cases.list
     }
 
     fn case(&mut self, name: &str, request: Request, shape: Vec<Shape>) -> &mut Case {
@@ -904,7 +945,6 @@ impl<'a> Cases<'a> {
             self.case("46 hash mismatch", op(46).strings(&[&wrong]).word(0), results);
         }
         self.case("34", op(34), one());
-        self.case("23 diverged", op(23), paths());
         let delete = |paths: &[&str]| op(20).word(2).strings(paths).word(0).word(u64::MAX).word(0).word(0).word(0);
         let shape = || vec![Texts("paths"), Some("bytesFreed"), Word("obsolete")];
         self.case("20 delete with paths", delete(&[&world.source]), shape());

@@ -201,6 +201,35 @@ pub(super) const LIST: &[Known] = &[
             TIMES,
         ),
     ),
+    between(
+        29,
+        38,
+        known(
+            &[
+                "46 failure",
+                "46 dependency",
+                "46 no output made",
+                "46 forbidden reference",
+                "46 foreign system",
+                "46 a failure and a success",
+                "46 fixed output",
+                "46 random, check",
+                "46 timeout",
+                "46 hash mismatch",
+            ],
+            &["results[0].timesBuilt", "results[0].startTime", "results[0].stopTime"],
+            TIMES,
+        ),
+    ),
+    between(
+        18,
+        25,
+        known(
+            &["9 two failures"],
+            &["error.status"],
+            Why::Choice("without keep-going the first failure ends the request; which one is first is not said"),
+        ),
+    ),
     between(29, 38, for_root(known(&["36", "36 check"], &["timesBuilt", "startTime", "stopTime"], TIMES))),
     between(29, 38, known(&["36 fixed"], &["timesBuilt", "startTime", "stopTime"], TIMES)),
     for_root(known(
@@ -219,6 +248,11 @@ pub(super) const LIST: &[Known] = &[
     known(&["37 unknown path"], END, Why::StockIsWrong("its worker dies of an assertion")),
     for_root(known(&["45 not a derivation"], END, Why::StockIsWrong("its worker dies of an assertion"))),
     for_user(known(&["45", "45 not a derivation", "45 unknown"], &["usable"], NO_DRAIN)),
+    for_user(known(
+        &["47*"],
+        &["usable"],
+        Why::StockIsWrong("it ends the connection although it has read all of the request that it refuses"),
+    )),
     // Garbage.
     known(
         &["20 delete with paths"],
@@ -226,3 +260,6 @@ pub(super) const LIST: &[Known] = &[
         Why::StockIsWrong("it passes over the paths and deletes everything that is dead"),
     ),
 ];
+
+/// The same for the operations that 2.34 has removed, beside 2.26.3.
+pub(super) const REMOVED_LIST: &[Known] = &[];
