@@ -136,13 +136,14 @@ fn ask(room: &Room, daemon: &Daemon, session: Session, case: &Case, world: &Worl
     if client.closed().is_err() {
         reply.set("closes", "no");
     }
+    let mut on_the_side = None;
     let added = Some(reply.get("path")).filter(|p| p.starts_with("/nix/store/") && session.minor < 25);
     for (n, path) in
         added.into_iter().map(str::to_owned).chain(case.infos.iter().cloned()).enumerate().collect::<Vec<_>>()
     {
-        let mut client = Client::new(daemon.connect().unwrap()).unwrap();
+        let client = on_the_side.get_or_insert_with(|| Client::new(daemon.connect().unwrap()).unwrap());
         let info = Question::new(Request::numbered(26).string(path), vec![Shape::Optional("known", shapes::info())]);
-        reply.adopt(&format!("info[{n}]"), info.ask(&mut client));
+        reply.adopt(&format!("info[{n}]"), info.ask(client));
     }
     for (field, value) in &mut reply.fields {
         let kept = value.lines().filter(|line| field != "paths" || valid.as_ref().is_none_or(|v| v.contains(*line)));

@@ -699,7 +699,7 @@ impl<'a> Cases<'a> {
             self.case(&format!("{number} repair"), request(number, &[self.all_of(&plain)], 1), each());
             self.case(&format!("{number} mode of 3"), request(number, &[self.all_of(&plain)], 3), each());
             self.case(&format!("{number} bare derivation"), request(number, &[self.drv("user")], 0), each());
-            self.case(&format!("{number} valid path"), request(number, &[world.source.clone()], 0), each());
+            self.case(&format!("{number} valid path"), request(number, std::slice::from_ref(&world.source), 0), each());
             self.case(&format!("{number} unknown path"), request(number, &[UNKNOWN.to_owned()], 0), each());
             let unknown = format!("{UNKNOWN_DRV}!out");
             self.case(&format!("{number} unknown derivation"), request(number, &[unknown], 0), each());

@@ -262,4 +262,7 @@ pub(super) const LIST: &[Known] = &[
 ];
 
 /// The same for the operations that 2.34 has removed, beside 2.26.3.
-pub(super) const REMOVED_LIST: &[Known] = &[];
+pub(super) const REMOVED_LIST: &[Known] = &[
+    between(35, 38, known(&["handshake"], &["nix", "features"], Why::Choice("castored follows another release"))),
+    known(&["5 signed"], END, Why::StockIsWrong("its worker dies over a path that has references")),
+];
