@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -9,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Result};
-use crate::room::{Room, USER_ID};
+use crate::room::{MEMBER, Room, STRANGER, TRUSTED, USER, User};
 use crate::{Release, apt};
 
 /// How long a command may take unless told otherwise.
@@ -18,12 +19,36 @@ const LIMIT: Duration = Duration::from_secs(120);
 const SHOWN_LINES: usize = 12;
 
 /// Who runs a command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Who {
     /// Trusted by the daemon.
     Root,
     /// The room's unprivileged user, whom the daemon does not trust.
     User,
+    /// An unprivileged user whom `trusted-users` may name; see [`crate::subject::identities_conf`].
+    Trusted,
+    /// A member of a group that `trusted-users` may name.
+    Member,
+    /// A user whom `allowed-users` may leave out.
+    Stranger,
+}
+
+impl Who {
+    /// Who it is; `None` for root.
+    pub fn user(self) -> Option<User> {
+        match self {
+            Self::Root => None,
+            Self::User => Some(USER),
+            Self::Trusted => Some(TRUSTED),
+            Self::Member => Some(MEMBER),
+            Self::Stranger => Some(STRANGER),
+        }
+    }
+
+    /// Whether the daemon trusts them, provided that its configuration names those whom it may name.
+    pub fn is_trusted(self) -> bool {
+        matches!(self, Self::Root | Self::Trusted | Self::Member)
+    }
 }
 
 /// What a command left behind.
@@ -59,6 +84,8 @@ impl Output {
 pub struct Call {
     command: Command,
     input: Option<Vec<u8>>,
+    /// Whether standard input has been set.
+    own_input: bool,
     limit: Duration,
     quiet: bool,
     lines: usize,
@@ -68,17 +95,17 @@ pub struct Call {
 impl Call {
     /// Any program, in the environment that all commands of a room get.
     pub fn new(room: &Room, who: Who, program: impl AsRef<OsStr>) -> Self {
-        let home = room.dir().join(if who == Who::Root { "home-root" } else { "home-user" });
+        let home = room.dir().join(who.user().map_or("home-root", |user| user.home));
         let mut command = Command::new(program.as_ref());
         command.env_clear().current_dir(&home).env("HOME", &home).env("TMPDIR", room.tmp(""));
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C.UTF-8");
         // NIX_CONF_DIR: the client's own settings, never the daemon's nor the machine's.
         command.env("NIX_REMOTE", "daemon").env("NIX_CONF_DIR", room.dir().join("etc"));
-        if who == Who::User {
-            command.uid(USER_ID).gid(USER_ID);
+        if let Some(user) = who.user() {
+            command.uid(user.id).gid(user.id);
         }
         let name = Path::new(program.as_ref()).file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Self { command, input: None, limit: LIMIT, quiet: false, lines: SHOWN_LINES, shown: name }
+        Self { command, input: None, own_input: false, limit: LIMIT, quiet: false, lines: SHOWN_LINES, shown: name }
     }
 
     /// A command of a stock Nix release, such as `nix-store`.
@@ -119,6 +146,14 @@ impl Call {
         self
     }
 
+    /// Gives a descriptor of ours as standard input.
+    #[must_use]
+    pub fn input_from(mut self, input: OwnedFd) -> Self {
+        self.command.stdin(input);
+        self.own_input = true;
+        self
+    }
+
     /// Replaces the time limit.
     #[must_use]
     pub fn limit(mut self, limit: Duration) -> Self {
@@ -151,7 +186,9 @@ impl Call {
         if !self.quiet {
             println!("$ {}", self.shown);
         }
-        self.command.stdin(if self.input.is_some() { Stdio::piped() } else { Stdio::null() });
+        if !self.own_input {
+            self.command.stdin(if self.input.is_some() { Stdio::piped() } else { Stdio::null() });
+        }
         self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.command.spawn().doing("starting", &self.shown)?;
         if let (Some(bytes), Some(mut pipe)) = (self.input.take(), child.stdin.take()) {
@@ -237,7 +274,7 @@ fn quoted(arg: &str) -> String {
 }
 
 /// Removes terminal colour sequences (`ESC [ ... letter`).
-fn without_escapes(text: &str) -> String {
+pub(crate) fn without_escapes(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars();
     while let Some(c) = chars.next() {

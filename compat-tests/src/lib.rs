@@ -7,7 +7,7 @@
 //! * [`subject`] starts and stops the daemon under test: castored, or stock `nix-daemon` to prove a test right.
 //! * [`tree`] makes a large real tree to work on, from the machine's own /usr.
 //! * [`call`] runs client commands, as root or as an unprivileged user, and shows what they print.
-//! * [`wire`] and [`nar`] speak the worker protocol and the NAR format *independently of castored's own code*, so
+//! * [`wire`], [`raw`] and [`nar`] speak the worker protocol and the NAR format *independently of castored's own code*, so
 //!   that a mistake there cannot hide itself; [`grpc`] calls services knowing only what reflection tells.
 
 pub mod apt;
@@ -17,6 +17,7 @@ pub mod error;
 pub mod grpc;
 pub mod machine;
 pub mod nar;
+pub mod raw;
 pub mod releases;
 pub mod room;
 pub mod sources;

@@ -16,6 +16,8 @@ use crate::error::{Context, Result};
 pub enum Tree {
     /// Contents; not executable.
     File(Vec<u8>),
+    /// Contents; executable.
+    Program(Vec<u8>),
     /// Target.
     Link(Vec<u8>),
     /// Names and what is below them.
@@ -36,6 +38,10 @@ impl Tree {
         put(out, b"type");
         match self {
             Self::File(contents) => [b"regular".as_slice(), b"contents", contents].iter().for_each(|s| put(out, s)),
+            Self::Program(contents) => {
+                let strings: [&[u8]; 5] = [b"regular", b"executable", b"", b"contents", contents];
+                strings.iter().for_each(|s| put(out, s));
+            }
             Self::Link(target) => [b"symlink".as_slice(), b"target", target].iter().for_each(|s| put(out, s)),
             Self::Directory(entries) => {
                 put(out, b"directory");

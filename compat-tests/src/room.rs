@@ -14,10 +14,31 @@ use nix::unistd::{chdir, pivot_root};
 
 use crate::error::{Context, Result};
 
+/// A user of a room. Its group has the same name and number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct User {
+    /// The name.
+    pub name: &'static str,
+    /// User and group id, outside the ranges that Debian hands out.
+    pub id: u32,
+    /// The home directory's name in the room.
+    pub home: &'static str,
+}
+
 /// The unprivileged user that clients run as.
-pub const USER: &str = "castored-test";
-/// Its user and group id, outside the ranges that Debian hands out.
-pub const USER_ID: u32 = 61_880;
+pub const USER: User = User { name: "castored-test", id: 61_880, home: "home-user" };
+/// A user for `trusted-users` to name.
+pub const TRUSTED: User = User { name: "castored-trusted", id: 61_881, home: "home-trusted" };
+/// A user who is a member of [`MEMBERS`].
+pub const MEMBER: User = User { name: "castored-member", id: 61_882, home: "home-member" };
+/// A user whom no list names.
+pub const STRANGER: User = User { name: "castored-stranger", id: 61_883, home: "home-stranger" };
+/// A group for the lists to name.
+pub const MEMBERS: &str = "castored-members";
+/// Its group id.
+const MEMBERS_ID: u32 = 61_884;
+/// All of them.
+const USERS: [User; 4] = [USER, TRUSTED, MEMBER, STRANGER];
 /// The group whose members builds run as.
 pub const BUILD_GROUP: &str = "castored-build";
 /// Group id of the builders; the builders' user ids follow it.
@@ -41,11 +62,15 @@ impl Room {
         let room = Self { dir: dir.keep() };
         let d = &room.dir;
         fs::set_permissions(d, Permissions::from_mode(0o755)).doing("opening to all", d)?;
-        for sub in ["nix", "root", "etc", "bin", "tmp", "home-user", "home-root"] {
+        for sub in ["nix", "root", "etc", "bin", "tmp", "home-root"] {
             fs::create_dir(d.join(sub)).doing("creating", d.join(sub))?;
         }
         fs::set_permissions(d.join("tmp"), Permissions::from_mode(0o1777)).doing("opening to all", d.join("tmp"))?;
-        chown(d.join("home-user"), Some(USER_ID), Some(USER_ID)).doing("giving away", d.join("home-user"))?;
+        for user in USERS {
+            let home = d.join(user.home);
+            fs::create_dir(&home).doing("creating", &home)?;
+            chown(&home, Some(user.id), Some(user.id)).doing("giving away", &home)?;
+        }
         room.write_users()?;
         room.pivot()?;
         Ok(room)
@@ -71,13 +96,15 @@ impl Room {
         Ok(path)
     }
 
-    /// Copies of the user and group tables with the test user and the builders added.
+    /// Copies of the user and group tables with the users and the builders added.
     fn write_users(&self) -> Result<()> {
         let mut passwd = fs::read_to_string("/etc/passwd").doing("reading", "/etc/passwd")?;
         let mut group = fs::read_to_string("/etc/group").doing("reading", "/etc/group")?;
-        let home = self.dir.join("home-user");
-        passwd.push_str(&format!("{USER}:x:{USER_ID}:{USER_ID}::{}:/bin/sh\n", home.display()));
-        group.push_str(&format!("{USER}:x:{USER_ID}:\n"));
+        for User { name, id, home } in USERS {
+            passwd.push_str(&format!("{name}:x:{id}:{id}::{}:/bin/sh\n", self.dir.join(home).display()));
+            group.push_str(&format!("{name}:x:{id}:\n"));
+        }
+        group.push_str(&format!("{MEMBERS}:x:{MEMBERS_ID}:{}\n", MEMBER.name));
         let mut members = Vec::new();
         for n in 1..=BUILDERS {
             let (name, id) = (format!("{BUILD_GROUP}{n}"), BUILD_ID + n);

@@ -10,10 +10,12 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::unistd::Pid;
 
 use crate::error::{Context, Error, Result};
-use crate::room::{BUILD_GROUP, Room};
+use crate::room::{BUILD_GROUP, MEMBERS, Room, TRUSTED, USER};
+use crate::{Call, Who};
 
 /// Where clients look for the daemon in a room.
 pub const SOCKET: &str = "/nix/var/nix/daemon-socket/socket";
@@ -21,6 +23,8 @@ pub const SOCKET: &str = "/nix/var/nix/daemon-socket/socket";
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Names another daemon than the workspace's own, for example a stock `nix-daemon`.
 const DAEMON_VARIABLE: &str = "CASTORED_COMPAT_DAEMON";
+/// Connects a socket under another user's name.
+const CONNECT: &str = "compat-connect";
 /// Where castored, called as `nix-daemon`, listens for gRPC.
 pub const GRPC_VARIABLE: &str = "CASTORED_GRPC_LISTEN";
 
@@ -39,14 +43,8 @@ impl Subject {
             let stock = path.with_file_name("nix-instantiate").exists();
             return Ok(Self { binary: path, stock });
         }
-        let own = std::env::current_exe().doing("finding", "the running executable")?;
-        let found = own.ancestors().skip(1).take(2).map(|d| d.join("castored")).find(|f| f.exists());
-        found.map(|binary| Self { binary, stock: false }).ok_or_else(|| {
-            Error::Wrong(format!(
-                "no castored beside {}: run `cargo build -p castored` first, or name a daemon in {DAEMON_VARIABLE}",
-                own.display()
-            ))
-        })
+        let advice = format!("run `cargo build -p castored` first, or name a daemon in {DAEMON_VARIABLE}");
+        Ok(Self { binary: beside_us("castored", &advice)?, stock: false })
     }
 
     /// Stock Nix's own daemon.
@@ -130,6 +128,20 @@ pub fn default_conf() -> String {
     )
 }
 
+/// The default, with the users of a room: one trusted by name, one as a member of a group, one not allowed at all.
+pub fn identities_conf() -> String {
+    let trusted = format!("root {} @{MEMBERS}", TRUSTED.name);
+    let conf = default_conf().replace("trusted-users = root", &format!("trusted-users = {trusted}"));
+    format!("{conf}allowed-users = {trusted} {}\n", USER.name)
+}
+
+/// A program of this workspace, beside the running executable.
+fn beside_us(name: &str, advice: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().doing("finding", "the running executable")?;
+    let found = own.ancestors().skip(1).take(2).map(|d| d.join(name)).find(|f| f.exists());
+    found.ok_or_else(|| Error::Wrong(format!("no {name} beside {}: {advice}", own.display())))
+}
+
 /// A running daemon. Dropping it ends it.
 #[derive(Debug)]
 pub struct Daemon {
@@ -170,6 +182,21 @@ impl Daemon {
     /// A new connection.
     pub fn connect(&self) -> io::Result<UnixStream> {
         UnixStream::connect(&self.socket)
+    }
+
+    /// A new connection of somebody else's: the daemon sees them as its peer.
+    pub fn connect_as(&self, room: &Room, who: Who) -> Result<UnixStream> {
+        let advice = "run `cargo build -p compat-tests` first";
+        // A copy, which everybody can run wherever the checkout lies.
+        let program = room.dir().join("bin").join(CONNECT);
+        if !program.exists() {
+            fs::copy(beside_us(CONNECT, advice)?, &program).doing("copying", &program)?;
+        }
+        let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+            .doing("creating", "a socket")?;
+        let copy = socket.try_clone().doing("copying", "a socket")?;
+        Call::new(room, who, program).arg(&self.socket).quiet().input_from(copy).ok()?;
+        Ok(UnixStream::from(socket))
     }
 
     /// The daemon's process id.

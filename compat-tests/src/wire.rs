@@ -1,5 +1,5 @@
-//! A bare worker-protocol client (minor 37), written apart from castored's own codec, for what no stock client would
-//! ever send and for knowing to the millisecond when an answer came.
+//! A bare worker-protocol client (minors 18 to 38, 37 unless told otherwise), written apart from castored's own codec,
+//! for what no stock client would ever send and for knowing to the millisecond when an answer came.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,8 +10,10 @@ use crate::nar;
 
 const CLIENT_MAGIC: u64 = 0x6e69_7863;
 const SERVER_MAGIC: u64 = 0x6478_696f;
-/// Major 1, minor 37: framed uploads, no feature lists.
-const VERSION: u64 = 0x125;
+/// The major version, as it stands in a version word.
+const MAJOR: u64 = 0x100;
+/// The minor spoken unless told otherwise: framed uploads, no feature lists.
+const MINOR: u64 = 37;
 /// The longest string this client accepts from a daemon.
 const MAX_STRING: u64 = 1 << 26;
 /// No answer may take longer than this.
@@ -46,31 +48,116 @@ pub struct PathInfo {
     pub references: Vec<String>,
 }
 
+/// What the daemon said about itself in the handshake.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Greeting {
+    /// Its version word.
+    pub version: u64,
+    /// Its feature strings, since 38.
+    pub features: Vec<String>,
+    /// The Nix version it gives itself, since 33.
+    pub nix_version: Option<String>,
+    /// Its word on whether it trusts us, since 35.
+    pub trust: Option<u64>,
+}
+
+/// A message that comes before the answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// The answer follows.
+    Last,
+    /// There will be no answer.
+    Error(Refusal),
+    /// A line of the log.
+    Next(Vec<u8>),
+    /// At most so many bytes of a payload are wanted.
+    Read(u64),
+    /// A piece of data.
+    Write(Vec<u8>),
+    /// An activity begins, ends, or has news.
+    Activity,
+}
+
+/// An error as it stands on the wire.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Refusal {
+    /// What went wrong.
+    pub text: Vec<u8>,
+    /// The exit status, below 26.
+    pub status: Option<u64>,
+    /// The rest, since 26.
+    pub structure: Option<Structure>,
+}
+
+/// What structured errors have beside their text.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Structure {
+    /// Always "Error".
+    pub kind: String,
+    /// The verbosity level.
+    pub level: u64,
+    /// The class of the error.
+    pub name: String,
+    /// Whether a position follows, which is never so.
+    pub have_pos: u64,
+    /// The hints.
+    pub traces: Vec<String>,
+}
+
 /// A connection after its handshake.
 #[derive(Debug)]
 pub struct Client {
     stream: UnixStream,
+    minor: u64,
     /// Whether the daemon said that it trusts us.
     pub trusted: bool,
+    /// What else it said.
+    pub greeting: Greeting,
 }
 
 impl Client {
     /// Shakes hands over a fresh connection.
     pub fn new(stream: UnixStream) -> Result<Self> {
+        Self::with_minor(stream, MINOR)
+    }
+
+    /// Shakes hands as a client of that minor, 18 or later, which the daemon must know.
+    pub fn with_minor(stream: UnixStream, minor: u64) -> Result<Self> {
         stream.set_read_timeout(Some(PATIENCE)).doing("setting up", "a connection")?;
         stream.set_write_timeout(Some(PATIENCE)).doing("setting up", "a connection")?;
-        let mut client = Self { stream, trusted: false };
+        let mut client = Self { stream, minor, trusted: false, greeting: Greeting::default() };
         client.send(&words(&[CLIENT_MAGIC]))?;
         let magic = client.word()?;
         let version = client.word()?;
-        if magic != SERVER_MAGIC || version < VERSION {
+        client.greeting.version = version;
+        if magic != SERVER_MAGIC || version < MAJOR + minor {
             return Err(Error::Protocol(format!("greeted with {magic:#x}, version {version:#x}")));
         }
-        client.send(&words(&[VERSION, 0, 0]))?;
-        client.string()?;
-        client.trusted = client.word()? == 1;
+        client.send(&words(&[MAJOR + minor]))?;
+        if minor >= 38 {
+            client.send(&words(&[0]))?;
+            client.greeting.features = client.strings()?;
+        }
+        client.send(&words(&[0, 0]))?;
+        if minor >= 33 {
+            client.greeting.nix_version = Some(String::from_utf8_lossy(&client.string()?).into_owned());
+        }
+        if minor >= 35 {
+            client.greeting.trust = Some(client.word()?);
+            client.trusted = client.greeting.trust == Some(1);
+        }
         client.finish()?;
         Ok(client)
+    }
+
+    /// The minor spoken.
+    pub fn minor(&self) -> u64 {
+        self.minor
+    }
+
+    /// Replaces the time that an answer may take.
+    pub fn set_patience(&self, patience: Duration) -> Result<()> {
+        self.stream.set_read_timeout(Some(patience)).doing("setting up", "a connection")
     }
 
     /// Sends bytes as they are.
@@ -86,38 +173,60 @@ impl Client {
     /// Reads messages until the request is done or refused.
     pub fn finish(&mut self) -> Result<()> {
         loop {
-            match self.word()? {
-                0x616c_7473 => return Ok(()),
-                0x6378_7470 => return Err(self.refusal()?),
-                0x6f6c_6d67 => self.string().map(drop)?,
-                0x5354_5254 => {
-                    self.skip_words(3)?;
-                    self.string()?;
-                    self.skip_fields()?;
-                    self.word()?;
+            match self.message()? {
+                Message::Last => return Ok(()),
+                Message::Error(refusal) => {
+                    return Err(Error::Refused(String::from_utf8_lossy(&refusal.text).into_owned()));
                 }
-                0x5354_4f50 => self.skip_words(1)?,
-                0x5253_4c54 => {
-                    self.skip_words(2)?;
-                    self.skip_fields()?;
-                }
-                tag => return Err(Error::Protocol(format!("unknown message {tag:#x}"))),
+                Message::Next(_) | Message::Activity => {}
+                other => return Err(Error::Protocol(format!("unexpected: {other:?}"))),
             }
         }
     }
 
+    /// One message.
+    pub fn message(&mut self) -> Result<Message> {
+        Ok(match self.word()? {
+            0x616c_7473 => Message::Last,
+            0x6378_7470 => Message::Error(self.refusal()?),
+            0x6f6c_6d67 => Message::Next(self.string()?),
+            0x6461_7461 => Message::Read(self.word()?),
+            0x6461_7416 => Message::Write(self.string()?),
+            0x5354_5254 => {
+                self.skip_words(3)?;
+                self.string()?;
+                self.skip_fields()?;
+                self.word()?;
+                Message::Activity
+            }
+            0x5354_4f50 => {
+                self.word()?;
+                Message::Activity
+            }
+            0x5253_4c54 => {
+                self.skip_words(2)?;
+                self.skip_fields()?;
+                Message::Activity
+            }
+            tag => return Err(Error::Protocol(format!("unknown message {tag:#x}"))),
+        })
+    }
+
     /// The rest of an error message.
-    fn refusal(&mut self) -> Result<Error> {
-        self.string()?;
-        self.word()?;
-        self.string()?;
-        let message = String::from_utf8_lossy(&self.string()?).into_owned();
-        self.word()?;
+    fn refusal(&mut self) -> Result<Refusal> {
+        if self.minor < 26 {
+            return Ok(Refusal { text: self.string()?, status: Some(self.word()?), structure: None });
+        }
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        let mut structure = Structure { kind: text(self.string()?), level: self.word()?, ..Structure::default() };
+        structure.name = text(self.string()?);
+        let message = self.string()?;
+        structure.have_pos = self.word()?;
         for _ in 0..self.word()? {
             self.word()?;
-            self.string()?;
+            structure.traces.push(text(self.string()?));
         }
-        Ok(Error::Refused(message))
+        Ok(Refusal { text: message, status: None, structure: Some(structure) })
     }
 
     /// Whether a path is valid.
@@ -196,7 +305,8 @@ impl Client {
         Ok(())
     }
 
-    fn strings(&mut self) -> Result<Vec<String>> {
+    /// A list of strings.
+    pub fn strings(&mut self) -> Result<Vec<String>> {
         let count = self.word()?;
         (0..count).map(|_| Ok(String::from_utf8_lossy(&self.string()?).into_owned())).collect()
     }
@@ -222,7 +332,10 @@ impl Client {
         if (bytes.len() as u64) < length {
             return Err(Error::Protocol("the stream ended inside a string".into()));
         }
-        bytes.truncate(usize::try_from(length).unwrap_or(usize::MAX));
+        let padding = bytes.split_off(usize::try_from(length).unwrap_or(usize::MAX).min(bytes.len()));
+        if padding.iter().any(|b| *b != 0) {
+            return Err(Error::Protocol("padding that is not zero".into()));
+        }
         Ok(bytes)
     }
 }
@@ -239,7 +352,26 @@ pub struct Request(pub Vec<u8>);
 impl Request {
     /// Begins with the operation's number.
     pub fn new(op: Op) -> Self {
-        Self(words(&[op as u64]))
+        Self::numbered(op as u64)
+    }
+
+    /// Begins with any number, an operation's or not.
+    pub fn numbered(op: u64) -> Self {
+        Self(words(&[op]))
+    }
+
+    /// Adds bytes as they are.
+    #[must_use]
+    pub fn bytes(mut self, bytes: &[u8]) -> Self {
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    /// Adds a list of strings.
+    #[must_use]
+    pub fn strings<S: AsRef<[u8]>>(self, all: &[S]) -> Self {
+        let counted = self.word(all.len() as u64);
+        all.iter().fold(counted, |request, string| request.string(string))
     }
 
     /// Adds an integer or a bool.
@@ -260,8 +392,7 @@ impl Request {
     #[must_use]
     pub fn framed(mut self, bytes: &[u8]) -> Self {
         for frame in bytes.chunks(30_000) {
-            self = self.word(frame.len() as u64);
-            self.0.extend_from_slice(frame);
+            self = self.word(frame.len() as u64).bytes(frame);
         }
         self.word(0)
     }

@@ -123,7 +123,6 @@ pub fn exit_status(result: &BuildResult) -> u64 {
         BuildStatus::OutputRejected if result.error.starts_with(HASH_MISMATCH_TEXT) => BUILD_FAILED | HASH_MISMATCH,
         BuildStatus::PermanentFailure
         | BuildStatus::TransientFailure
-        | BuildStatus::OutputRejected
         | BuildStatus::InputRejected
         | BuildStatus::LogLimitExceeded
         | BuildStatus::DependencyFailed => BUILD_FAILED,
@@ -187,6 +186,7 @@ mod tests {
         assert_eq!(status(BuildStatus::PermanentFailure, ""), 100);
         assert_eq!(status(BuildStatus::TimedOut, ""), 101);
         assert_eq!(status(BuildStatus::OutputRejected, "hash mismatch in fixed-output derivation 'x'"), 102);
+        assert_eq!(status(BuildStatus::OutputRejected, "output 'x' is not allowed to refer to 'y'"), 1);
         assert_eq!(status(BuildStatus::NotDeterministic, ""), 104);
         assert_eq!(status(BuildStatus::MiscFailure, ""), 1);
     }

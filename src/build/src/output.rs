@@ -86,7 +86,7 @@ impl Finished<'_> {
                     self.drv_name(),
                     self.display(path)
                 );
-                return Err(Failure::new(BuildStatus::PermanentFailure, text));
+                return Err(Failure::new(BuildStatus::OutputRejected, text));
             }
             Err(errno) => return Err(Failure::misc(format!("cannot stat output '{}': {errno}", self.display(path)))),
             Ok(()) => {}

@@ -134,6 +134,7 @@ impl Realisation {
             Ok(result) => result.clone(),
             Err(failure) => BuildResult::new(failure.status, failure.message.clone()),
         };
+        result.is_non_deterministic = result.status == BuildStatus::NotDeterministic;
         if result.start_time == 0 && result.status != BuildStatus::AlreadyValid {
             (result.start_time, result.stop_time) = (started, now());
         }
@@ -290,7 +291,7 @@ impl Realisation {
         let options = &self.session.options;
         let drv = &plan.derivation.basic;
         let name = self.scheduler.store.store_dir().display(&self.goal.key.drv);
-        let fail = |reason: &str| Err(Failure::cannot_build(BuildStatus::MiscFailure, &name, reason).by_settings());
+        let fail = |reason: &str| Err(Failure::cannot_build(BuildStatus::InputRejected, &name, reason).by_settings());
         if !options.builds_for(&drv.platform) {
             let wanted = String::from_utf8_lossy(&drv.platform);
             let text = format!("platform mismatch\nRequired system: '{wanted}'\nCurrent system: '{}'", options.system);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Component, PathBuf};
 
 use nix_compat::signature::Signature;
 use nix_compat::store_path::StorePath;
@@ -28,10 +28,26 @@ fn path_buf(bytes: Vec<u8>) -> PathBuf {
     std::ffi::OsString::from_vec(bytes).into()
 }
 
+/// A path in the file system as stock takes it: made absolute against the daemon's own directory, without `.` and `..`.
+fn absolute(bytes: Vec<u8>) -> Result<PathBuf, OpError> {
+    let given = path_buf(bytes);
+    let failed = |e: std::io::Error| OpError::new(format!("cannot tell where '{}' is: {e}", given.display()));
+    let base = std::env::current_dir().map_err(failed)?;
+    let mut path = PathBuf::new();
+    for component in base.join(&given).components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => drop(path.pop()),
+            other => path.push(other),
+        }
+    }
+    Ok(path)
+}
+
 pub(super) async fn add_indirect_root(session: &Session, link: Vec<u8>) -> Result<Response, OpError> {
     session
         .blocking(move |store| {
-            store.add_indirect_root(&path_buf(link))?;
+            store.add_indirect_root(&absolute(link)?)?;
             Ok(Response::One)
         })
         .await
@@ -39,15 +55,17 @@ pub(super) async fn add_indirect_root(session: &Session, link: Vec<u8>) -> Resul
 
 pub(super) async fn add_permanent_root(session: &Session, path: StorePath, link: Vec<u8>) -> Result<Response, OpError> {
     if !session.is_trusted() {
-        return Err(OpError::fatal(
+        // Stock refuses before it has read the link, and then has to close.
+        return Err(OpError::new(
             "you are not privileged to create perm roots\n\nhint: you can just do this client-side without special \
              privileges, and probably want to do that instead.",
         ));
     }
     session
         .blocking(move |store| {
-            store.add_permanent_root(&path, &path_buf(link.clone()))?;
-            Ok(Response::Bytes(link))
+            let link = absolute(link)?;
+            store.add_permanent_root(&path, &link)?;
+            Ok(Response::Bytes(link.into_os_string().into_vec()))
         })
         .await
 }
@@ -56,7 +74,11 @@ pub(super) async fn find_roots(session: &Session) -> Result<Response, OpError> {
     let trusted = session.is_trusted();
     session
         .blocking(move |store| {
-            let roots = store.find_roots()?;
+            let mut roots = store.find_roots()?;
+            // What is not there cannot be kept, but for a temporary root, which may come before its path.
+            roots.retain(|root| {
+                AsRef::<[u8]>::as_ref(&root.link).starts_with(b"{temp:") || store.is_valid(&root.path).unwrap_or(true)
+            });
             let shown = roots.into_iter().map(|root| {
                 let link = if root.private && !trusted { CENSORED.to_owned() } else { root.link };
                 (link.into_bytes(), root.path)
