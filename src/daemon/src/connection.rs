@@ -13,7 +13,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix_compat::wire::{Invalid, ReadError, Reader, Writer};
 use nix_compat::worker::stderr::Message;
 use nix_compat::worker::{MAX_REQUEST, Protocol, Request};
+use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 /// Bytes received at a time while nothing larger is known to come.
 const SMALL_READ: usize = 8 * 1024;
@@ -47,13 +49,13 @@ pub enum ConnectionError {
 /// What the client sends.
 #[derive(Debug)]
 pub(crate) struct Input {
-    stream: Arc<UnixStream>,
+    stream: OwnedReadHalf,
     buffer: BytesMut,
 }
 
 impl Input {
-    /// The receiving direction of `stream`.
-    pub(crate) fn new(stream: Arc<UnixStream>) -> Self {
+    /// Receives from `stream`.
+    pub(crate) fn new(stream: OwnedReadHalf) -> Self {
         Self { stream, buffer: BytesMut::new() }
     }
 
@@ -67,17 +69,16 @@ impl Input {
     /// # Errors
     /// When the socket fails.
     pub(crate) async fn fill(&mut self, room: usize) -> Result<bool, ConnectionError> {
-        loop {
-            let failed = |source| ConnectionError::Io { action: "receive from", source };
-            // Nothing is allocated for a client that is silent.
-            self.stream.readable().await.map_err(failed)?;
-            self.buffer.reserve(room);
-            match self.stream.try_read_buf(&mut self.buffer) {
-                Ok(n) => return Ok(n > 0),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(false),
-                Err(e) => return Err(failed(e)),
-            }
+        let failed = |source| ConnectionError::Io { action: "receive from", source };
+        // Nothing is allocated for a client that is silent.
+        self.stream.readable().await.map_err(failed)?;
+        self.buffer.reserve(room);
+        // Where this reads less than there is room for, it knows without asking that nothing more is there (`try_read`
+        // would not): a system call less for each request.
+        match self.stream.read_buf(&mut self.buffer).await {
+            Ok(n) => Ok(n > 0),
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Ok(false),
+            Err(e) => Err(failed(e)),
         }
     }
 
@@ -132,13 +133,13 @@ impl Input {
 /// What is sent to the client.
 #[derive(Debug)]
 pub(crate) struct Output {
-    stream: Arc<UnixStream>,
+    stream: Arc<OwnedWriteHalf>,
     pending: BytesMut,
 }
 
 impl Output {
-    /// The sending direction of `stream`.
-    pub(crate) fn new(stream: Arc<UnixStream>) -> Self {
+    /// Sends to `stream`.
+    pub(crate) fn new(stream: Arc<OwnedWriteHalf>) -> Self {
         Self { stream, pending: BytesMut::new() }
     }
 
@@ -147,13 +148,22 @@ impl Output {
         self.pending.extend_from_slice(bytes);
     }
 
+    /// Queues what was written.
+    pub(crate) fn queue_written(&mut self, writer: Writer) {
+        if self.pending.is_empty() {
+            self.pending = writer.into_buffer();
+        } else {
+            self.queue(writer.as_bytes());
+        }
+    }
+
     /// Queues messages to be sent.
     pub(crate) fn queue_messages(&mut self, protocol: &Protocol, messages: &[Message]) {
         let mut writer = Writer::new();
         for message in messages {
             message.encode(protocol, &mut writer);
         }
-        self.queue(writer.as_bytes());
+        self.queue_written(writer);
     }
 
     /// Sends everything queued.

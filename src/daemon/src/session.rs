@@ -27,6 +27,9 @@ pub const NIX_VERSION: &str = "2.34.8";
 /// The features offered. Deleting only the dead among given paths is not done yet, so it is not offered.
 const OFFERED: Features = Features::REALISATION_WITH_PATH;
 
+/// Bytes of most responses, for a buffer that need not grow.
+const USUAL_RESPONSE: usize = 1024;
+
 /// Serves one client until it leaves.
 ///
 /// # Errors
@@ -37,8 +40,9 @@ pub(crate) async fn serve(
     peer: Peer,
     trust: Trust,
 ) -> Result<(), ConnectionError> {
-    let stream = Arc::new(stream);
-    let mut input = Input::new(stream.clone());
+    let (receiving, sending) = stream.into_split();
+    let stream = Arc::new(sending);
+    let mut input = Input::new(receiving);
     let mut output = Output::new(stream.clone());
     let Some(protocol) = shake_hands(&daemon, trust, &mut input, &mut output).await? else { return Ok(()) };
     let mut session = Session {
@@ -50,7 +54,7 @@ pub(crate) async fn serve(
         trust,
         protocol,
     };
-    let result = requests(&mut session, &stream, &mut input, &mut output).await;
+    let result = requests(&mut session, (*stream).as_ref(), &mut input, &mut output).await;
     // What this client was told is durable when it is gone: it may be about to rely on it elsewhere.
     let store = session.store().clone();
     let synced = tokio::task::spawn_blocking(move || store.sync()).await;
@@ -165,15 +169,17 @@ async fn perform(
 }
 
 fn drain_events(session: &Session, output: &mut Output) {
-    session.events.stop_all();
-    output.queue_messages(&session.protocol, &session.events.take());
+    let last = session.events.take_last();
+    if !last.is_empty() {
+        output.queue_messages(&session.protocol, &last);
+    }
 }
 
 async fn finish(session: &Session, output: &mut Output, response: &Response) -> Result<(), ConnectionError> {
     drain_events(session, output);
-    let mut writer = Writer::new();
+    let mut writer = Writer::with_capacity(USUAL_RESPONSE);
     Message::Last.encode(&session.protocol, &mut writer);
     response.encode(&session.protocol, &mut writer);
-    output.queue(writer.as_bytes());
+    output.queue_written(writer);
     output.flush().await
 }
