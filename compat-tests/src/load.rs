@@ -266,7 +266,7 @@ pub fn made_up_path(seed: &str, name: &str) -> String {
 }
 
 /// A path that is offered to a daemon: what stands in its info, and its archive.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Offer {
     /// The path.
     pub path: String,

@@ -11,8 +11,10 @@ mod command_line;
 mod crash;
 mod grpc;
 mod life;
+mod many;
 mod mount;
 mod nixos;
+mod streams;
 
 use compat_tests::machine::{self, Machine};
 use compat_tests::{Call, Daemon, Room, Subject, Who};
