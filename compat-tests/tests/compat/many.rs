@@ -20,7 +20,7 @@ const CLIENTS: usize = 1_000;
 /// What one that has asked and is silent may cost. (A process of stock's costs 574 KiB.)
 const IDLE_CLIENT: u64 = 24 * 1024;
 /// How soon a short question is answered, whatever the others do; the machine may be busy with other tests.
-const PROMPT: Duration = Duration::from_secs(2);
+const PROMPT: Duration = Duration::from_secs(5);
 /// The daemon has 256 threads for work that waits for the disk: more than that hang on slow clients.
 const SLOW: usize = 300;
 /// Descriptors of a daemon that has few.

@@ -16,11 +16,14 @@ use nix_compat::worker::{MAX_REQUEST, Protocol, Request};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Semaphore;
 
 /// Bytes received at a time while nothing larger is known to come.
 const SMALL_READ: usize = 8 * 1024;
 /// Bytes received at a time within a large message or a payload.
 pub(crate) const LARGE_READ: usize = 256 * 1024;
+/// A request that has so many bytes and goes on is a large one.
+const LARGE_REQUEST: usize = 64 * 1024;
 /// How often a client is looked after while its request runs. A build dies at most this late after its client.
 const HANGUP_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -51,12 +54,19 @@ pub enum ConnectionError {
 pub(crate) struct Input {
     stream: OwnedReadHalf,
     buffer: BytesMut,
+    /// The share of the client's user in large requests, if it has only a share.
+    large: Option<Arc<Semaphore>>,
 }
 
 impl Input {
     /// Receives from `stream`.
     pub(crate) fn new(stream: OwnedReadHalf) -> Self {
-        Self { stream, buffer: BytesMut::new() }
+        Self { stream, buffer: BytesMut::new(), large: None }
+    }
+
+    /// From now on, a large request has to have one of these places before it is received.
+    pub(crate) fn limit_large_requests(&mut self, places: Arc<Semaphore>) {
+        self.large = Some(places);
     }
 
     /// What has been received and not been used yet.
@@ -88,8 +98,18 @@ impl Input {
     /// [`ConnectionError::Disconnected`] when the stream ends before.
     pub(crate) async fn decode<T>(
         &mut self,
+        decode: impl FnMut(&mut Reader<'_>) -> Result<T, ReadError>,
+    ) -> Result<T, ConnectionError> {
+        self.decode_with(None, decode).await
+    }
+
+    /// The same with a place of `large` taken for the time in which much is received.
+    async fn decode_with<T>(
+        &mut self,
+        large: Option<Arc<Semaphore>>,
         mut decode: impl FnMut(&mut Reader<'_>) -> Result<T, ReadError>,
     ) -> Result<T, ConnectionError> {
+        let mut place = None;
         loop {
             let mut reader = Reader::new(&self.buffer);
             let needed = match decode(&mut reader) {
@@ -105,6 +125,13 @@ impl Input {
                 return Err(ConnectionError::TooLarge);
             }
             while self.buffer.len() < needed {
+                if let Some(large) = &large
+                    && place.is_none()
+                    && self.buffer.len() >= LARGE_REQUEST
+                {
+                    // Nobody closes the semaphore.
+                    place = large.clone().acquire_owned().await.ok();
+                }
                 // The buffer grows by what arrives, not by what was announced.
                 let missing = needed - self.buffer.len();
                 if !self.fill(missing.clamp(SMALL_READ, LARGE_READ)).await? {
@@ -126,7 +153,7 @@ impl Input {
                 return Ok(None);
             }
         }
-        self.decode(|reader| Request::decode(reader, protocol)).await.map(Some)
+        self.decode_with(self.large.clone(), |reader| Request::decode(reader, protocol)).await.map(Some)
     }
 }
 

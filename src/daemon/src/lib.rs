@@ -22,6 +22,7 @@ mod payload;
 mod peer;
 mod server;
 mod session;
+mod shares;
 mod streams;
 
 pub use config::{ConfigError, Locations, load_settings};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::daemon::Daemon;
 use crate::peer::Peer;
@@ -15,13 +16,24 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 impl Daemon {
     /// Serves clients until `shutdown` is done. Sessions that are still running then end with the runtime.
+    ///
+    /// While there are as many as there may be, others wait in the kernel until one leaves.
     pub async fn run(self: &Arc<Self>, listener: UnixListener, shutdown: impl Future<Output = ()>) {
+        let places = Arc::new(Semaphore::new(self.max_clients));
         tokio::pin!(shutdown);
         loop {
+            if places.available_permits() == 0 {
+                tracing::warn!(clients = self.max_clients, "as many clients as there may be; others have to wait");
+            }
+            let accepted = async {
+                // Nobody closes the semaphore.
+                let place = places.clone().acquire_owned().await.ok();
+                (listener.accept().await, place)
+            };
             tokio::select! {
                 () = &mut shutdown => return,
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => self.admit(stream),
+                (accepted, place) = accepted => match accepted {
+                    Ok((stream, _)) => self.admit(stream, place),
                     Err(error) => {
                         // Most likely EMFILE: others will leave.
                         tracing::warn!(%error, "cannot accept a client; trying again");
@@ -32,9 +44,10 @@ impl Daemon {
         }
     }
 
-    fn admit(self: &Arc<Self>, stream: UnixStream) {
+    fn admit(self: &Arc<Self>, stream: UnixStream, place: Option<OwnedSemaphorePermit>) {
         let daemon = self.clone();
         tokio::spawn(async move {
+            let _place = place;
             // Names of users and groups may come from the network.
             let settings = daemon.settings.clone();
             let identified = tokio::task::spawn_blocking(move || {
@@ -57,7 +70,10 @@ impl Daemon {
                     return;
                 }
             };
-            let _entered = daemon.enter(peer.clone());
+            let Some(_entered) = daemon.enter(peer.clone(), trust) else {
+                tracing::warn!(user = peer.user, pid = peer.pid, "refused a user who has too many connections");
+                return;
+            };
             tracing::debug!(user = peer.user, pid = peer.pid, ?trust, "accepted a client");
             if let Err(error) = session::serve(daemon, stream, peer.clone(), trust).await {
                 tracing::debug!(user = peer.user, pid = peer.pid, %error, "a connection ended early");

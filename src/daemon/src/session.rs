@@ -45,6 +45,9 @@ pub(crate) async fn serve(
     let mut input = Input::new(receiving);
     let mut output = Output::new(stream.clone());
     let Some(protocol) = shake_hands(&daemon, trust, &mut input, &mut output).await? else { return Ok(()) };
+    if trust == Trust::Untrusted {
+        input.limit_large_requests(daemon.large_requests.of(peer.uid));
+    }
     let mut session = Session {
         settings: daemon.settings.clone(),
         temp_roots: Arc::new(daemon.store.new_temp_roots()),
