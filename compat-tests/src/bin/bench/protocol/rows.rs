@@ -15,7 +15,7 @@ use super::wrong;
 use crate::sides::Side;
 
 /// Connections made, one after the other.
-const CONNECTS: usize = 300;
+const CONNECTS: usize = 150;
 /// Requests of a measurement that asks one at a time.
 const SINGLE: usize = 6_000;
 /// Requests on their way at once.
@@ -25,7 +25,7 @@ const CLIENTS: usize = 4;
 /// Paths added one after the other.
 const ADDED: usize = 1_000;
 /// Connections whose memory is measured.
-const IDLE: usize = 200;
+const IDLE: usize = 500;
 /// For everything to come to rest before memory is looked at.
 const REST: Duration = Duration::from_millis(300);
 /// Bytes received at a time.
@@ -171,6 +171,7 @@ pub(super) fn idle_memory(side: &Side, known: &Known, _: usize) -> Result<f64> {
     let mut connections = Vec::with_capacity(IDLE);
     for path in known.paths.iter().take(IDLE) {
         let mut connection = side.connect()?;
+        // Nobody knows the path yet; asked is asked.
         connection.is_valid(path)?;
         connections.push(connection);
     }
