@@ -9,13 +9,18 @@
 //! * [`call`] runs client commands, as root or as an unprivileged user, and shows what they print.
 //! * [`wire`], [`raw`] and [`nar`] speak the worker protocol and the NAR format *independently of castored's own code*, so
 //!   that a mistake there cannot hide itself; [`grpc`] calls services knowing only what reflection tells.
+//! * [`load`] is a client that costs little, for many requests, many connections and large streams, which [`flood`]
+//!   makes; [`memory`] asks what processes use.
 
 pub mod apt;
 pub mod call;
 pub mod checks;
 pub mod error;
+pub mod flood;
 pub mod grpc;
+pub mod load;
 pub mod machine;
+pub mod memory;
 pub mod nar;
 pub mod raw;
 pub mod releases;

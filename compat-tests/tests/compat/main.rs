@@ -12,10 +12,12 @@ mod crash;
 mod differential;
 mod grpc;
 mod life;
+mod many;
 mod mount;
 mod nixos;
 mod remote;
 mod stdio;
+mod streams;
 mod upstream_formats;
 mod upstream_vectors;
 

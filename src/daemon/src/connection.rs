@@ -13,7 +13,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix_compat::wire::{Invalid, ReadError, Reader, Writer};
 use nix_compat::worker::stderr::Message;
 use nix_compat::worker::{MAX_REQUEST, Protocol, Request};
+use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Semaphore;
 
 use crate::record::Tape;
 
@@ -21,6 +24,8 @@ use crate::record::Tape;
 const SMALL_READ: usize = 8 * 1024;
 /// Bytes received at a time within a large message or a payload.
 pub(crate) const LARGE_READ: usize = 256 * 1024;
+/// A request that has so many bytes and goes on is a large one.
+const LARGE_REQUEST: usize = 64 * 1024;
 /// How often a client is looked after while its request runs. A build dies at most this late after its client.
 const HANGUP_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -49,15 +54,22 @@ pub enum ConnectionError {
 /// What the client sends.
 #[derive(Debug)]
 pub(crate) struct Input {
-    stream: Arc<UnixStream>,
+    stream: OwnedReadHalf,
     buffer: BytesMut,
     tape: Tape,
+    /// The share of the client's user in large requests, if it has only a share.
+    large: Option<Arc<Semaphore>>,
 }
 
 impl Input {
-    /// The receiving direction of `stream`.
-    pub(crate) fn new(stream: Arc<UnixStream>, tape: Tape) -> Self {
-        Self { stream, buffer: BytesMut::new(), tape }
+    /// Receives from `stream`.
+    pub(crate) fn new(stream: OwnedReadHalf, tape: Tape) -> Self {
+        Self { stream, buffer: BytesMut::new(), tape, large: None }
+    }
+
+    /// From now on, a large request has to have one of these places before it is received.
+    pub(crate) fn limit_large_requests(&mut self, places: Arc<Semaphore>) {
+        self.large = Some(places);
     }
 
     /// What has been received and not been used yet.
@@ -70,20 +82,19 @@ impl Input {
     /// # Errors
     /// When the socket fails.
     pub(crate) async fn fill(&mut self, room: usize) -> Result<bool, ConnectionError> {
-        loop {
-            let failed = |source| ConnectionError::Io { action: "receive from", source };
-            // Nothing is allocated for a client that is silent.
-            self.stream.readable().await.map_err(failed)?;
-            self.buffer.reserve(room);
-            match self.stream.try_read_buf(&mut self.buffer) {
-                Ok(n) => {
-                    self.tape.put(&self.buffer[self.buffer.len() - n..]);
-                    return Ok(n > 0);
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(false),
-                Err(e) => return Err(failed(e)),
+        let failed = |source| ConnectionError::Io { action: "receive from", source };
+        // Nothing is allocated for a client that is silent.
+        self.stream.readable().await.map_err(failed)?;
+        self.buffer.reserve(room);
+        // Where this reads less than there is room for, it knows without asking that nothing more is there (`try_read`
+        // would not): a system call less for each request.
+        match self.stream.read_buf(&mut self.buffer).await {
+            Ok(n) => {
+                self.tape.put(&self.buffer[self.buffer.len() - n..]);
+                Ok(n > 0)
             }
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Ok(false),
+            Err(e) => Err(failed(e)),
         }
     }
 
@@ -93,8 +104,18 @@ impl Input {
     /// [`ConnectionError::Disconnected`] when the stream ends before.
     pub(crate) async fn decode<T>(
         &mut self,
+        decode: impl FnMut(&mut Reader<'_>) -> Result<T, ReadError>,
+    ) -> Result<T, ConnectionError> {
+        self.decode_with(None, decode).await
+    }
+
+    /// The same with a place of `large` taken for the time in which much is received.
+    async fn decode_with<T>(
+        &mut self,
+        large: Option<Arc<Semaphore>>,
         mut decode: impl FnMut(&mut Reader<'_>) -> Result<T, ReadError>,
     ) -> Result<T, ConnectionError> {
+        let mut place = None;
         loop {
             let mut reader = Reader::new(&self.buffer);
             let needed = match decode(&mut reader) {
@@ -110,6 +131,13 @@ impl Input {
                 return Err(ConnectionError::TooLarge);
             }
             while self.buffer.len() < needed {
+                if let Some(large) = &large
+                    && place.is_none()
+                    && self.buffer.len() >= LARGE_REQUEST
+                {
+                    // Nobody closes the semaphore.
+                    place = large.clone().acquire_owned().await.ok();
+                }
                 // The buffer grows by what arrives, not by what was announced.
                 let missing = needed - self.buffer.len();
                 if !self.fill(missing.clamp(SMALL_READ, LARGE_READ)).await? {
@@ -131,21 +159,21 @@ impl Input {
                 return Ok(None);
             }
         }
-        self.decode(|reader| Request::decode(reader, protocol)).await.map(Some)
+        self.decode_with(self.large.clone(), |reader| Request::decode(reader, protocol)).await.map(Some)
     }
 }
 
 /// What is sent to the client.
 #[derive(Debug)]
 pub(crate) struct Output {
-    stream: Arc<UnixStream>,
+    stream: Arc<OwnedWriteHalf>,
     pending: BytesMut,
     tape: Tape,
 }
 
 impl Output {
-    /// The sending direction of `stream`.
-    pub(crate) fn new(stream: Arc<UnixStream>, tape: Tape) -> Self {
+    /// Sends to `stream`.
+    pub(crate) fn new(stream: Arc<OwnedWriteHalf>, tape: Tape) -> Self {
         Self { stream, pending: BytesMut::new(), tape }
     }
 
@@ -154,13 +182,22 @@ impl Output {
         self.pending.extend_from_slice(bytes);
     }
 
+    /// Queues what was written.
+    pub(crate) fn queue_written(&mut self, writer: Writer) {
+        if self.pending.is_empty() {
+            self.pending = writer.into_buffer();
+        } else {
+            self.queue(writer.as_bytes());
+        }
+    }
+
     /// Queues messages to be sent.
     pub(crate) fn queue_messages(&mut self, protocol: &Protocol, messages: &[Message]) {
         let mut writer = Writer::new();
         for message in messages {
             message.encode(protocol, &mut writer);
         }
-        self.queue(writer.as_bytes());
+        self.queue_written(writer);
     }
 
     /// Sends everything queued.

@@ -32,6 +32,11 @@ impl Session {
         self.trust == Trust::Trusted
     }
 
+    /// The user whose share this client lives on; none when it is trusted.
+    pub(crate) fn share_of(&self) -> Option<u32> {
+        (!self.is_trusted()).then_some(self.peer.uid)
+    }
+
     /// Runs work that reads the disk or hashes on a worker thread.
     pub(crate) async fn blocking<T: Send + 'static>(
         &self,

@@ -1,6 +1,6 @@
 //! What all clients share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -10,11 +10,16 @@ use nix_compat::conf::Settings;
 use nix_compat::signature::{self, PublicKey};
 use parking_lot::Mutex;
 use store::Store;
+use tokio::sync::Semaphore;
 
 use crate::config::Locations;
 use crate::peer::{Peer, Trust};
 use crate::record::Recorder;
+use crate::shares::{Shares, max_clients, max_clients_of_user};
 use crate::streams::Streams;
+
+/// Requests of one user who is not trusted that are large and have not arrived in full. Each is up to 64 MiB.
+const LARGE_REQUESTS_OF_USER: usize = 8;
 
 /// A daemon: its store, its builds, its configuration and its clients.
 pub struct Daemon {
@@ -28,7 +33,12 @@ pub struct Daemon {
     pub(crate) recorder: Option<Recorder>,
     /// What every client is taken for, whoever it is.
     pub(crate) forced_trust: Option<Trust>,
-    clients: Mutex<BTreeMap<u64, Client>>,
+    pub(crate) large_requests: Shares,
+    /// Clients there may be at once.
+    pub(crate) max_clients: usize,
+    /// One for each of them.
+    pub(crate) places: Arc<Semaphore>,
+    clients: Mutex<Clients>,
     next_client: AtomicU64,
 }
 
@@ -39,6 +49,13 @@ pub struct Extras {
     pub recorder: Option<Recorder>,
     /// Takes every client for trusted or untrusted, whoever it is (stock's `daemon-trust-override`).
     pub forced_trust: Option<Trust>,
+}
+
+#[derive(Default)]
+struct Clients {
+    all: BTreeMap<u64, Client>,
+    /// How many of them each user has.
+    of_user: HashMap<u32, usize>,
 }
 
 /// A connected client, for `castored status`.
@@ -62,11 +79,15 @@ impl Daemon {
         locations: Locations,
         extras: Extras,
     ) -> Result<Arc<Self>, signature::Error> {
+        let max_clients = max_clients();
         Ok(Arc::new(Self {
             keys: settings.public_keys()?.into(),
             streams: Streams::new(),
             recorder: extras.recorder,
             forced_trust: extras.forced_trust,
+            large_requests: Shares::new(LARGE_REQUESTS_OF_USER),
+            max_clients,
+            places: Arc::new(Semaphore::new(max_clients)),
             store,
             scheduler,
             settings: Arc::new(settings),
@@ -78,14 +99,22 @@ impl Daemon {
 
     /// The clients that are connected now.
     pub fn clients(&self) -> Vec<Client> {
-        self.clients.lock().values().cloned().collect()
+        self.clients.lock().all.values().cloned().collect()
     }
 
-    /// Puts a client on the list for as long as the answer lives.
-    pub(crate) fn enter(self: &Arc<Self>, peer: Peer) -> Entered {
+    /// Puts a client on the list for as long as the answer lives; none when its user, not being trusted, has as many
+    /// as one may have.
+    pub(crate) fn enter(self: &Arc<Self>, peer: Peer, trust: Trust) -> Option<Entered> {
+        let uid = peer.uid;
+        let mut clients = self.clients.lock();
+        let own = clients.of_user.entry(uid).or_default();
+        if trust == Trust::Untrusted && *own >= max_clients_of_user(self.max_clients) {
+            return None;
+        }
+        *own += 1;
         let number = self.next_client.fetch_add(1, Ordering::Relaxed);
-        self.clients.lock().insert(number, Client { peer, since: SystemTime::now() });
-        Entered { daemon: self.clone(), number }
+        clients.all.insert(number, Client { peer, since: SystemTime::now() });
+        Some(Entered { daemon: self.clone(), number, uid })
     }
 }
 
@@ -93,10 +122,18 @@ impl Daemon {
 pub(crate) struct Entered {
     daemon: Arc<Daemon>,
     number: u64,
+    uid: u32,
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        self.daemon.clients.lock().remove(&self.number);
+        let mut clients = self.daemon.clients.lock();
+        clients.all.remove(&self.number);
+        if let Some(own) = clients.of_user.get_mut(&self.uid) {
+            *own -= 1;
+            if *own == 0 {
+                clients.of_user.remove(&self.uid);
+            }
+        }
     }
 }

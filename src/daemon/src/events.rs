@@ -8,7 +8,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use nix_compat::worker::stderr::{Message, ResultKind, Verbosity};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 /// Bytes of log lines that may wait for a client.
@@ -107,7 +107,19 @@ impl Events {
 
     /// Takes everything that waits, in order.
     pub fn take(&self) -> Vec<Message> {
+        let state = self.state.lock();
+        self.take_from(state)
+    }
+
+    /// The same at the end of a request: every activity that is still open is stopped.
+    pub fn take_last(&self) -> Vec<Message> {
         let mut state = self.state.lock();
+        let State { started, waiting, .. } = &mut *state;
+        waiting.extend(started.drain().map(Message::StopActivity));
+        self.take_from(state)
+    }
+
+    fn take_from(&self, mut state: MutexGuard<'_, State>) -> Vec<Message> {
         state.bytes = 0;
         self.taken.notify_one();
         let mut messages: Vec<Message> = state.waiting.drain(..).collect();
@@ -141,13 +153,6 @@ impl Events {
     pub fn release(&self) {
         self.state.lock().held = false;
         self.news.notify_one();
-    }
-
-    /// Stops every activity that is still open: the request they belong to has ended.
-    pub fn stop_all(&self) {
-        let mut state = self.state.lock();
-        let open: Vec<u64> = state.started.drain().collect();
-        state.waiting.extend(open.into_iter().map(Message::StopActivity));
     }
 }
 

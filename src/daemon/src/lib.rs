@@ -23,6 +23,7 @@ mod peer;
 mod record;
 mod server;
 mod session;
+mod shares;
 mod streams;
 
 pub use config::{ConfigError, Locations, load_settings};

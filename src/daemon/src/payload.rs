@@ -113,7 +113,7 @@ async fn start<T: Send + 'static>(
     reader: PayloadReader,
     work: impl FnOnce(&mut PayloadReader) -> Result<T, OpError> + Send + 'static,
 ) -> Result<Running<Outcome<T>>, OpError> {
-    session.daemon.streams.start(move || outcome(reader, work)).await
+    session.daemon.streams.start(session.share_of(), move || outcome(reader, work)).await
 }
 
 fn ended<T>(received: Result<Outcome<T>, impl std::fmt::Display>) -> Outcome<T> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::daemon::Daemon;
 use crate::peer::{Peer, Trust};
@@ -33,13 +34,24 @@ impl Door {
 
 impl Daemon {
     /// Serves clients until `shutdown` is done. Sessions that are still running then end with the runtime.
+    ///
+    /// While there are as many as there may be, others wait in the kernel until one leaves.
     pub async fn run(self: &Arc<Self>, listener: UnixListener, door: Door, shutdown: impl Future<Output = ()>) {
+        let places = &self.places;
         tokio::pin!(shutdown);
         loop {
+            if places.available_permits() == 0 {
+                tracing::warn!(clients = self.max_clients, "as many clients as there may be; others have to wait");
+            }
+            let accepted = async {
+                // Nobody closes the semaphore.
+                let place = places.clone().acquire_owned().await.ok();
+                (listener.accept().await, place)
+            };
             tokio::select! {
                 () = &mut shutdown => return,
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => self.admit(stream, door),
+                (accepted, place) = accepted => match accepted {
+                    Ok((stream, _)) => self.admit(stream, door, place),
                     Err(error) => {
                         // Most likely EMFILE: others will leave.
                         tracing::warn!(%error, "cannot accept a client; trying again");
@@ -50,9 +62,10 @@ impl Daemon {
         }
     }
 
-    fn admit(self: &Arc<Self>, stream: UnixStream, door: Door) {
+    fn admit(self: &Arc<Self>, stream: UnixStream, door: Door, place: Option<OwnedSemaphorePermit>) {
         let daemon = self.clone();
         tokio::spawn(async move {
+            let _place = place;
             // Names of users and groups may come from the network.
             let settings = daemon.settings.clone();
             let forced = daemon.forced_trust;
@@ -76,7 +89,10 @@ impl Daemon {
                     return;
                 }
             };
-            let _entered = daemon.enter(peer.clone());
+            let Some(_entered) = daemon.enter(peer.clone(), trust) else {
+                tracing::warn!(user = peer.user, pid = peer.pid, "refused a user who has too many connections");
+                return;
+            };
             tracing::debug!(user = peer.user, pid = peer.pid, ?trust, "accepted a client");
             if let Err(error) = session::serve(daemon, stream, peer.clone(), trust).await {
                 tracing::debug!(user = peer.user, pid = peer.pid, %error, "a connection ended early");

@@ -27,6 +27,9 @@ pub const NIX_VERSION: &str = "2.34.8";
 /// The features offered: every one that an ordinary daemon of Nix 2.35 offers.
 const OFFERED: Features = Features::ALL;
 
+/// Bytes of most responses, for a buffer that need not grow.
+const USUAL_RESPONSE: usize = 1024;
+
 /// Serves one client until it leaves.
 ///
 /// # Errors
@@ -37,11 +40,15 @@ pub(crate) async fn serve(
     peer: Peer,
     trust: Trust,
 ) -> Result<(), ConnectionError> {
-    let stream = Arc::new(stream);
+    let (receiving, sending) = stream.into_split();
+    let stream = Arc::new(sending);
     let (received, sent) = daemon.recorder.as_ref().map(|recorder| recorder.session(&peer)).unwrap_or_default();
-    let mut input = Input::new(stream.clone(), received);
+    let mut input = Input::new(receiving, received);
     let mut output = Output::new(stream.clone(), sent);
     let Some(protocol) = shake_hands(&daemon, trust, &mut input, &mut output).await? else { return Ok(()) };
+    if trust == Trust::Untrusted {
+        input.limit_large_requests(daemon.large_requests.of(peer.uid));
+    }
     let mut session = Session {
         settings: daemon.settings.clone(),
         temp_roots: Arc::new(daemon.store.new_temp_roots()),
@@ -51,7 +58,7 @@ pub(crate) async fn serve(
         trust,
         protocol,
     };
-    let result = requests(&mut session, &stream, &mut input, &mut output).await;
+    let result = requests(&mut session, (*stream).as_ref(), &mut input, &mut output).await;
     // What this client was told is durable when it is gone: it may be about to rely on it elsewhere.
     let store = session.store().clone();
     let synced = tokio::task::spawn_blocking(move || store.sync()).await;
@@ -166,15 +173,17 @@ async fn perform(
 }
 
 fn drain_events(session: &Session, output: &mut Output) {
-    session.events.stop_all();
-    output.queue_messages(&session.protocol, &session.events.take());
+    let last = session.events.take_last();
+    if !last.is_empty() {
+        output.queue_messages(&session.protocol, &last);
+    }
 }
 
 async fn finish(session: &Session, output: &mut Output, response: &Response) -> Result<(), ConnectionError> {
     drain_events(session, output);
-    let mut writer = Writer::new();
+    let mut writer = Writer::with_capacity(USUAL_RESPONSE);
     Message::Last.encode(&session.protocol, &mut writer);
     response.encode(&session.protocol, &mut writer);
-    output.queue(writer.as_bytes());
+    output.queue_written(writer);
     output.flush().await
 }

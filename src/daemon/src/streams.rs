@@ -8,14 +8,18 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::error::OpError;
+use crate::shares::Shares;
 
 /// Payloads and NARs under way at once; more wait for their turn.
 const MAX_STREAMS: usize = 512;
+/// Those of one user who is not trusted. Each holds up to 3 MiB.
+const MAX_STREAMS_OF_USER: usize = 64;
 
 /// Starts the threads.
 #[derive(Debug)]
 pub(crate) struct Streams {
     places: Arc<Semaphore>,
+    shares: Shares,
 }
 
 /// A thread's result, when it comes.
@@ -23,21 +27,27 @@ pub(crate) type Running<T> = oneshot::Receiver<T>;
 
 impl Streams {
     pub(crate) fn new() -> Self {
-        Self { places: Arc::new(Semaphore::new(MAX_STREAMS)) }
+        Self { places: Arc::new(Semaphore::new(MAX_STREAMS)), shares: Shares::new(MAX_STREAMS_OF_USER) }
     }
 
-    /// Runs `work` on a thread of its own, once there is a place for it.
+    /// Runs `work` on a thread of its own, once there is a place for it, and one in the share of that user if one is
+    /// named.
     pub(crate) async fn start<T: Send + 'static>(
         &self,
+        user: Option<u32>,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<Running<T>, OpError> {
         let failed = |e: &dyn std::fmt::Display| OpError::internal(format!("cannot start a thread: {e}"));
+        let share = match user {
+            Some(uid) => Some(self.shares.of(uid).acquire_owned().await.map_err(|e| failed(&e))?),
+            None => None,
+        };
         let place = self.places.clone().acquire_owned().await.map_err(|e| failed(&e))?;
         let (send, receive) = oneshot::channel();
         let thread = move || {
             // Nobody waits for the result when the client is gone.
             let _ = send.send(work());
-            drop(place);
+            drop((place, share));
         };
         std::thread::Builder::new().name("stream".into()).spawn(thread).map_err(|e| failed(&e))?;
         Ok(receive)

@@ -57,6 +57,25 @@ struct PathRecord {
     ca: String,
 }
 
+/// Only the path of a record, for those who ask for nothing else, and ask often.
+#[derive(Clone, PartialEq, Message)]
+struct PathOnly {
+    #[prost(string, tag = "1")]
+    base_name: String,
+}
+
+/// The base name in a record; `key` names it in the error.
+///
+/// # Errors
+/// [`Error::Record`] when the bytes are not what [`Entry::encode`] writes.
+pub(crate) fn base_name(key: &[u8], bytes: &[u8]) -> Result<String> {
+    PathOnly::decode(bytes).map(|record| record.base_name).map_err(|e| damaged(key, e.to_string()))
+}
+
+fn damaged(key: &[u8], reason: String) -> Error {
+    Error::Record { key: key.iter().map(|b| format!("{b:02x}")).collect(), reason }
+}
+
 impl Entry {
     /// The record's bytes.
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -82,8 +101,7 @@ impl Entry {
     /// # Errors
     /// [`Error::Record`] when the bytes are not what [`Entry::encode`] writes.
     pub(crate) fn decode(key: &[u8], bytes: &[u8]) -> Result<Self> {
-        Self::try_decode(bytes)
-            .map_err(|reason| Error::Record { key: key.iter().map(|b| format!("{b:02x}")).collect(), reason })
+        Self::try_decode(bytes).map_err(|reason| damaged(key, reason))
     }
 
     fn try_decode(bytes: &[u8]) -> Result<Self, String> {

@@ -14,7 +14,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::derivations::DerivationCache;
 use crate::error::{Error, Result};
 use crate::lock::StateLock;
-use crate::record::Entry;
+use crate::record::{self, Entry};
 use crate::sweep::Sweeper;
 use crate::temp_roots::{Registry, TEMP_ROOTS, TempRoots};
 use crate::view::{StoreEvent, Subscriber};
@@ -221,7 +221,11 @@ impl Store {
     /// # Errors
     /// When the index cannot be read.
     pub fn is_valid(&self, path: &StorePath) -> Result<bool> {
-        Ok(self.entry(path)?.is_some())
+        let digest = path.digest();
+        match self.index().get(&self.tables.paths, &digest)? {
+            None => Ok(false),
+            Some(record) => Ok(record::base_name(&digest, &record)? == path.base_name()),
+        }
     }
 
     /// The valid path with this hash part.

@@ -79,7 +79,7 @@ async fn render(
             .and_then(|()| out.flush())
             .map_err(|e| OpError::new(format!("cannot send '{}': {e}", store.store_dir().display(&path))))
     };
-    Ok((receive, session.daemon.streams.start(work).await?))
+    Ok((receive, session.daemon.streams.start(session.share_of(), work).await?))
 }
 
 struct Pieces {

@@ -77,19 +77,20 @@ pub(super) async fn all_valid_paths(session: &Session) -> Result<Response, OpErr
 
 pub(super) async fn valid_paths(
     session: &Session,
-    paths: BTreeSet<StorePath>,
+    mut paths: BTreeSet<StorePath>,
     // Nothing can be substituted yet.
     _substitute: bool,
 ) -> Result<Response, OpError> {
     session
         .blocking(move |store| {
-            let mut valid = BTreeSet::new();
-            for path in paths {
-                if store.is_valid(&path)? {
-                    valid.insert(path);
-                }
-            }
-            Ok(Response::Paths(valid))
+            let mut failure = None;
+            paths.retain(|path| {
+                store.is_valid(path).unwrap_or_else(|error| {
+                    failure.get_or_insert(error);
+                    false
+                })
+            });
+            failure.map_or(Ok(Response::Paths(paths)), |error| Err(error.into()))
         })
         .await
 }

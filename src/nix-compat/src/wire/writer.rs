@@ -19,6 +19,11 @@ impl Writer {
         Self::default()
     }
 
+    /// An empty writer with room for `bytes` before it has to grow.
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self { buffer: BytesMut::with_capacity(bytes) }
+    }
+
     /// What was written since the last [`take`](Self::take).
     pub fn as_bytes(&self) -> &[u8] {
         &self.buffer
@@ -37,6 +42,11 @@ impl Writer {
     /// Hands out what was written and starts again with an empty buffer.
     pub fn take(&mut self) -> Bytes {
         self.buffer.split().freeze()
+    }
+
+    /// The same as [`take`](Self::take), for one who goes on writing in another way.
+    pub fn into_buffer(self) -> BytesMut {
+        self.buffer
     }
 
     /// An integer.

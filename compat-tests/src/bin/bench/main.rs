@@ -1,0 +1,48 @@
+//! `compat-tests/bench [mount|protocol]...`: castored measured beside what it replaces, in the same run. All groups
+//! unless some are named. Ends with an error when a target is missed.
+
+mod mount;
+mod protocol;
+mod sides;
+
+use std::process::ExitCode;
+
+use compat_tests::machine::{self, Machine};
+use compat_tests::{Error, Result};
+
+type Group = (&'static str, fn(&Machine) -> Result<bool>);
+
+/// What can be measured.
+const GROUPS: [Group; 2] = [("mount", mount::bench), ("protocol", protocol::bench)];
+
+fn main() -> ExitCode {
+    match bench() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("the benchmark failed: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench() -> Result<bool> {
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(unknown) = wanted.iter().find(|name| GROUPS.iter().all(|(group, _)| group != name)) {
+        let known: Vec<&str> = GROUPS.iter().map(|(name, _)| *name).collect();
+        return Err(Error::Wrong(format!("there is no group '{unknown}' of measurements, only {}", known.join(", "))));
+    }
+    if let Some(reason) = machine::obstacle() {
+        return Err(Error::Wrong(reason.into()));
+    }
+    let machine = machine::prepare()?;
+    let mut kept = true;
+    for (name, group) in GROUPS {
+        if wanted.is_empty() || wanted.iter().any(|w| w == name) {
+            // A room is for the thread that enters it, and each group has its own.
+            let outcome = std::thread::scope(|scope| scope.spawn(|| group(machine)).join());
+            kept &= outcome.map_err(|_| Error::Wrong(format!("measuring '{name}' panicked")))??;
+        }
+    }
+    Ok(kept)
+}

@@ -1,0 +1,77 @@
+//! The two that are compared: stock's daemon and castored, each in a room of its own, reached from outside.
+
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use compat_tests::load::Connection;
+use compat_tests::machine::Machine;
+use compat_tests::subject::SOCKET;
+use compat_tests::{Error, Result, Room, Subject};
+use nix::unistd::Pid;
+
+/// What stock 2.34.8's own client speaks.
+pub(crate) const MINOR: u64 = 38;
+
+/// One daemon, running.
+pub(crate) struct Side {
+    pub(crate) socket: PathBuf,
+    pub(crate) pid: Pid,
+    end: mpsc::Sender<()>,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl Side {
+    /// Starts a daemon in a room that a thread of its own enters.
+    fn start(name: &'static str, subject: Subject) -> Result<Self> {
+        let (tell, told) = mpsc::channel();
+        let (end, ended) = mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || -> Result<()> {
+            let room = Room::enter(name)?;
+            let daemon = subject.start(&room)?;
+            // The room's /nix is this directory for all others.
+            let socket = room.dir().join(SOCKET.trim_start_matches('/'));
+            if tell.send((socket, daemon.pid())).is_ok() {
+                // Told to end, or the one who would tell is gone.
+                let _ = ended.recv();
+            }
+            daemon.stop().map(drop)
+        });
+        match told.recv() {
+            Ok((socket, pid)) => Ok(Self { socket, pid, end, thread }),
+            Err(_) => Err(joined(thread).err().unwrap_or_else(|| Error::Wrong("the daemon did not start".into()))),
+        }
+    }
+
+    /// A new connection.
+    pub(crate) fn connect(&self) -> Result<Connection> {
+        Connection::open(&self.socket, MINOR)
+    }
+
+    fn stop(self) -> Result<()> {
+        drop(self.end);
+        joined(self.thread)
+    }
+}
+
+fn joined(thread: JoinHandle<Result<()>>) -> Result<()> {
+    thread.join().unwrap_or_else(|_| Err(Error::Wrong("the thread of a daemon panicked".into())))
+}
+
+/// Both of them.
+pub(crate) struct Sides {
+    pub(crate) stock: Side,
+    pub(crate) castored: Side,
+}
+
+impl Sides {
+    pub(crate) fn start(machine: &Machine) -> Result<Self> {
+        let castored = Side::start("bench-castored", Subject::from_environment()?)?;
+        let stock = Side::start("bench-stock", Subject::stock(machine.newest()))?;
+        Ok(Self { stock, castored })
+    }
+
+    pub(crate) fn stop(self) -> Result<()> {
+        self.stock.stop().and(self.castored.stop())
+    }
+}
