@@ -39,7 +39,8 @@ pub(super) async fn add_indirect_root(session: &Session, link: Vec<u8>) -> Resul
 
 pub(super) async fn add_permanent_root(session: &Session, path: StorePath, link: Vec<u8>) -> Result<Response, OpError> {
     if !session.is_trusted() {
-        return Err(OpError::fatal(
+        // Stock refuses before it has read the link, and then has to close.
+        return Err(OpError::new(
             "you are not privileged to create perm roots\n\nhint: you can just do this client-side without special \
              privileges, and probably want to do that instead.",
         ));
