@@ -2,16 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use build::{BuildConfig, Scheduler};
-use daemon::client::{ClientError, Connection};
-use daemon::{Daemon, Locations};
-use nix_compat::conf::Settings;
+use common::Rig;
+use daemon::client::ClientError;
 use nix_compat::content_address::{ContentAddress, Method};
 use nix_compat::derivation::{BasicDerivation, Output, OutputName};
 use nix_compat::hash::{Algorithm, Hash, NarHash, sha256};
@@ -23,49 +21,6 @@ use nix_compat::worker::handshake::Trust;
 use nix_compat::worker::{
     AddToStore, AddToStoreNar, BuildMode, MethodText, Protocol, Request, Response, write_path_info,
 };
-use store::{Config, Store};
-use substitute::NoSubstituter;
-
-/// A daemon without a mount, for everything but builds.
-struct Rig {
-    _dir: tempfile::TempDir,
-    runtime: Option<tokio::runtime::Runtime>,
-    store: Arc<Store>,
-    socket: PathBuf,
-}
-
-impl Rig {
-    fn new(trusted: bool) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let locations = Locations::below(dir.path()).unwrap();
-        let socket = locations.socket.clone();
-        std::fs::create_dir_all(&locations.state_dir).unwrap();
-        let store = Store::open(Config::new(StoreDir::default(), &locations.state_dir)).unwrap();
-        let mut settings = Settings { build_users_group: None, ..Settings::default() };
-        settings.trusted_users = if trusted { vec!["*".to_owned()] } else { Vec::new() };
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        {
-            let _inside = runtime.enter();
-            let nowhere = dir.path().join("nowhere");
-            let config = BuildConfig::new(&locations.state_dir, locations.log_dir.clone(), nowhere.clone(), nowhere, 1);
-            let scheduler = Scheduler::new(store.clone(), config, Box::new(NoSubstituter));
-            let daemon = Daemon::new(store.clone(), scheduler, settings, locations).unwrap();
-            let listener = daemon::bind(&socket).unwrap();
-            runtime.spawn(async move { daemon.run(listener, std::future::pending()).await });
-        }
-        Self { _dir: dir, runtime: Some(runtime), store, socket }
-    }
-
-    fn connect(&self, minor: u16) -> Connection {
-        Connection::open_as(&self.socket, &StoreDir::default(), minor).unwrap()
-    }
-}
-
-impl Drop for Rig {
-    fn drop(&mut self) {
-        self.runtime.take().unwrap().shutdown_timeout(Duration::from_secs(5));
-    }
-}
 
 fn nar(contents: &[u8]) -> Vec<u8> {
     let mut nar = NarWriter::new(Vec::new());
