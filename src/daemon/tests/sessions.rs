@@ -2,19 +2,18 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use build::{BuildConfig, Scheduler};
-use daemon::client::{ClientError, Connection};
-use daemon::{Daemon, Door, Extras, Locations, Recorder};
-use nix_compat::conf::Settings;
+use common::Rig;
+use daemon::client::ClientError;
+use daemon::{Extras, Recorder};
 use nix_compat::content_address::{ContentAddress, Method};
 use nix_compat::derivation::{BasicDerivation, Output, OutputName};
 use nix_compat::hash::{Algorithm, Hash, NarHash, sha256};
@@ -26,53 +25,6 @@ use nix_compat::worker::handshake::Trust;
 use nix_compat::worker::{
     AddToStore, AddToStoreNar, BuildMode, MethodText, Protocol, Request, Response, write_path_info,
 };
-use store::{Config, Store};
-use substitute::NoSubstituter;
-
-/// A daemon without a mount, for everything but builds.
-struct Rig {
-    dir: tempfile::TempDir,
-    runtime: Option<tokio::runtime::Runtime>,
-    store: Arc<Store>,
-    socket: PathBuf,
-}
-
-impl Rig {
-    fn new(trusted: bool) -> Self {
-        Self::with(trusted, |_| Extras::default())
-    }
-
-    fn with(trusted: bool, extras: impl FnOnce(&Path) -> Extras) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let locations = Locations::below(dir.path()).unwrap();
-        let socket = locations.socket.clone();
-        std::fs::create_dir_all(&locations.state_dir).unwrap();
-        let store = Store::open(Config::new(StoreDir::default(), &locations.state_dir)).unwrap();
-        let mut settings = Settings { build_users_group: None, ..Settings::default() };
-        settings.trusted_users = if trusted { vec!["*".to_owned()] } else { Vec::new() };
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        {
-            let _inside = runtime.enter();
-            let nowhere = dir.path().join("nowhere");
-            let config = BuildConfig::new(&locations.state_dir, locations.log_dir.clone(), nowhere.clone(), nowhere, 1);
-            let scheduler = Scheduler::new(store.clone(), config, Box::new(NoSubstituter));
-            let daemon = Daemon::new(store.clone(), scheduler, settings, locations, extras(dir.path())).unwrap();
-            let listener = daemon::bind(&socket).unwrap();
-            runtime.spawn(async move { daemon.run(listener, Door::Main, std::future::pending()).await });
-        }
-        Self { dir, runtime: Some(runtime), store, socket }
-    }
-
-    fn connect(&self, minor: u16) -> Connection {
-        Connection::open_as(&self.socket, &StoreDir::default(), minor).unwrap()
-    }
-}
-
-impl Drop for Rig {
-    fn drop(&mut self) {
-        self.runtime.take().unwrap().shutdown_timeout(Duration::from_secs(5));
-    }
-}
 
 fn nar(contents: &[u8]) -> Vec<u8> {
     let mut nar = NarWriter::new(Vec::new());
@@ -106,11 +58,11 @@ fn add_nar(info: PathInfo) -> Request {
 
 #[test]
 fn a_recording_has_every_byte_of_both_directions() {
-    let rig = Rig::with(true, |dir| {
+    let rig = Rig::with_extras(true, |dir| {
         let recorder = Recorder::new(&dir.join("recordings"), &StoreDir::default()).unwrap();
         Extras { recorder: Some(recorder), forced_trust: None }
     });
-    let dir = rig.dir.path().join("recordings");
+    let dir = rig.dir().join("recordings");
     let mut stream = UnixStream::connect(&rig.socket).unwrap();
     // A client of 1.21 that asks for all valid paths and finishes.
     let sent: Vec<u8> = [0x6e69_7863_u64, 0x115, 0, 0, 23].iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -138,7 +90,7 @@ fn trust_can_be_forced_either_way() {
     for (listed, forced, told) in
         [(true, daemon::Trust::Untrusted, Trust::NotTrusted), (false, daemon::Trust::Trusted, Trust::Trusted)]
     {
-        let rig = Rig::with(listed, |_| Extras { recorder: None, forced_trust: Some(forced) });
+        let rig = Rig::with_extras(listed, |_| Extras { recorder: None, forced_trust: Some(forced) });
         assert_eq!(rig.connect(38).trust(), told);
     }
 }

@@ -24,8 +24,8 @@ const MAX_PROC_FILE: u64 = 16 << 20;
 /// A root and what it keeps alive.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GcRoot {
-    /// Where it was found: a link in the file system, a file of /proc, or `{temp:PID}`.
-    pub link: String,
+    /// Where it was found: a link in the file system, a file of /proc, or `{temp:PID}`. Not necessarily UTF-8.
+    pub link: Vec<u8>,
     /// The store path it keeps. It need not be valid.
     pub path: StorePath,
     /// Whether only a trusted client may see `link`: it tells of other users' processes.
@@ -45,10 +45,10 @@ impl Store {
         }
         let pid = std::process::id();
         for path in self.temp_roots.snapshot() {
-            roots.push(GcRoot { link: format!("{{temp:{pid}}}"), path, private: true });
+            roots.push(GcRoot { link: format!("{{temp:{pid}}}").into_bytes(), path, private: true });
         }
         for (process, path) in temp_roots::others(self.temp_roots.dir(), self.store_dir())? {
-            roots.push(GcRoot { link: format!("{{temp:{process}}}"), path, private: true });
+            roots.push(GcRoot { link: format!("{{temp:{process}}}").into_bytes(), path, private: true });
         }
         runtime_roots(self.store_dir(), &mut roots);
         roots.sort();
@@ -70,7 +70,7 @@ impl Store {
                 } else if kind.is_symlink() {
                     self.root_from_link(&path, roots)?;
                 } else if let Some(path_of_name) = path.file_name().and_then(base_name) {
-                    roots.push(GcRoot { link: path.display().to_string(), path: path_of_name, private: false });
+                    roots.push(GcRoot { link: shown(&path), path: path_of_name, private: false });
                 }
             }
         }
@@ -85,7 +85,7 @@ impl Store {
         };
         let Some(target) = target else { return Ok(()) };
         if let Some(path) = in_store(self.store_dir(), target.as_os_str()) {
-            roots.push(GcRoot { link: link.display().to_string(), path, private: false });
+            roots.push(GcRoot { link: shown(link), path, private: false });
             return Ok(());
         }
         let target = link.parent().unwrap_or(link).join(target);
@@ -94,7 +94,7 @@ impl Store {
                 if let Ok(second) = fs::read_link(&target)
                     && let Some(path) = in_store(self.store_dir(), second.as_os_str())
                 {
-                    roots.push(GcRoot { link: target.display().to_string(), path, private: false });
+                    roots.push(GcRoot { link: shown(&target), path, private: false });
                 }
             }
             Ok(_) => {}
@@ -190,6 +190,11 @@ fn replace_link(link: &Path, target: &Path) -> Result<()> {
     fs::rename(&temporary, link).map_err(|e| Error::file("create", link, e))
 }
 
+/// A path as clients see it.
+fn shown(path: &Path) -> Vec<u8> {
+    path.as_os_str().as_bytes().to_vec()
+}
+
 fn base_name(name: &OsStr) -> Option<StorePath> {
     StorePath::from_base_name(name.to_str()?).ok()
 }
@@ -226,7 +231,7 @@ fn link_root(store_dir: &StoreDir, link: &Path, roots: &mut Vec<GcRoot>) {
     if let Ok(target) = fs::read_link(link)
         && let Some(path) = in_store(store_dir, target.as_os_str())
     {
-        roots.push(GcRoot { link: link.display().to_string(), path, private: true });
+        roots.push(GcRoot { link: shown(link), path, private: true });
     }
 }
 
@@ -242,7 +247,7 @@ fn text_roots(store_dir: &StoreDir, file: &Path, roots: &mut Vec<GcRoot>) {
         rest = &rest[at + prefix.len()..];
         let end = rest.iter().position(|b| !b.is_ascii_alphanumeric() && !b"+-._?=".contains(b)).unwrap_or(rest.len());
         if let Some(path) = base_name(&std::ffi::OsString::from_vec(rest[..end].to_vec())) {
-            roots.push(GcRoot { link: file.display().to_string(), path, private: true });
+            roots.push(GcRoot { link: shown(file), path, private: true });
         }
     }
 }

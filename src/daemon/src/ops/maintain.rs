@@ -80,8 +80,8 @@ pub(super) async fn find_roots(session: &Session) -> Result<Response, OpError> {
                 AsRef::<[u8]>::as_ref(&root.link).starts_with(b"{temp:") || store.is_valid(&root.path).unwrap_or(true)
             });
             let shown = roots.into_iter().map(|root| {
-                let link = if root.private && !trusted { CENSORED.to_owned() } else { root.link };
-                (link.into_bytes(), root.path)
+                let link = if root.private && !trusted { CENSORED.into() } else { root.link };
+                (link, root.path)
             });
             Ok(Response::Roots(shown.collect::<BTreeSet<_>>().into_iter().collect()))
         })
