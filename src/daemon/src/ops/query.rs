@@ -37,7 +37,7 @@ fn is_no_derivation(store: &store::Store, path: &StorePath) -> Result<bool, OpEr
 pub(super) async fn derivation_outputs(session: &Session, path: StorePath) -> Result<Response, OpError> {
     session
         .blocking(move |store| {
-            if is_no_derivation(&store, &path)? {
+            if is_no_derivation(store, &path)? {
                 return Ok(Response::Paths(BTreeSet::new()));
             }
             let outputs = output_paths(&store.derivation(&path)?.basic);
@@ -58,7 +58,7 @@ pub(super) async fn derivation_output_names(session: &Session, path: StorePath) 
 pub(super) async fn derivation_output_map(session: &Session, path: StorePath) -> Result<Response, OpError> {
     session
         .blocking(move |store| {
-            if is_no_derivation(&store, &path)? {
+            if is_no_derivation(store, &path)? {
                 return Ok(Response::OutputMap(std::collections::BTreeMap::new()));
             }
             let derivation = store.derivation(&path)?;
