@@ -30,8 +30,10 @@ done
 [ -n "$started" ] && echo started
 PATH=@remote@:$PATH
 export PATH
-# ssh brings no environment along.
-unset NIX_CONF_DIR NIX_REMOTE
+# ssh brings no environment along; the far machine's configuration is the daemon's.
+unset NIX_REMOTE
+NIX_CONF_DIR=@conf@
+export NIX_CONF_DIR
 exec /bin/sh -c "$*"
 "#;
 
@@ -50,7 +52,9 @@ impl<'a> Far<'a> {
         let (near_bin, far_bin) = (dir.join("near"), dir.join("far"));
         fs::create_dir_all(&near_bin).unwrap();
         fs::create_dir_all(&far_bin).unwrap();
-        executable(&near_bin.join("ssh"), &SSH.replace("@remote@", far_bin.to_str().unwrap()));
+        let conf = room.dir().join("daemon-conf");
+        let ssh = SSH.replace("@remote@", far_bin.to_str().unwrap()).replace("@conf@", conf.to_str().unwrap());
+        executable(&near_bin.join("ssh"), &ssh);
         let nix_store = release.command("nix-store");
         executable(
             &far_bin.join("nix-store"),
