@@ -23,7 +23,9 @@ fn collection_keeps_what_roots_reach() {
     let link = fixture.dir.path().join("result");
     std::os::unix::fs::symlink(store.store_dir().display(&b), &link).unwrap();
     store.add_indirect_root(&link).unwrap();
-    assert!(store.find_roots().unwrap().iter().any(|root| root.path == b && root.link == link.to_str().unwrap().as_bytes()));
+    assert!(
+        store.find_roots().unwrap().iter().any(|root| root.path == b && root.link == link.to_str().unwrap().as_bytes())
+    );
 
     let dead = store.collect_garbage(&gc(GcAction::ReturnDead)).unwrap().paths;
     assert_eq!(dead, BTreeSet::from([c.clone()]));

@@ -148,7 +148,8 @@ fn trap_04_frames_have_no_padding_and_strings_have() {
     let rig = Rig::new(true);
     let mut client = Raw::new(&rig, NEWEST);
     for size in [1, 3, 7, 8, 13] {
-        let archive = nar(directory_node(&[("a", file_node(format!("in frames of {size}"))), ("bc", file_node("12345"))]));
+        let archive =
+            nar(directory_node(&[("a", file_node(format!("in frames of {size}"))), ("bc", file_node("12345"))]));
         let claim = claim(&format!("cut-{size}"), &archive);
         client.send(&claim.add().frames(&archive, size).word(0));
         client.done();
@@ -301,7 +302,8 @@ fn trap_07_nobody_waits_for_a_client_that_only_writes() {
         let claim = claim(&format!("written-{minor}"), &archive);
         let refused = Claim { nar_hash: hex(&[3; 32]), path: path("refused"), ..claim.clone() };
         // Everything is written before anything is read: here `send` gives up after a while.
-        for (claim, payload, good) in [(&refused, &archive, false), (&claim, &archive, true), (&claim, &archive, true)] {
+        for (claim, payload, good) in [(&refused, &archive, false), (&claim, &archive, true), (&claim, &archive, true)]
+        {
             client.send(&claim.add());
             client.send(&if minor < 23 { Msg(payload.clone()) } else { Msg::default().framed(payload) });
             assert_eq!(client.outcome().is_ok(), good, "1.{minor}");
@@ -435,8 +437,19 @@ fn trap_10_a_request_is_read_before_it_is_refused() {
             op(38).text(&known),
             op(37).text(&known).texts(["key:AAAA"]),
             op(22).text(path("no.drv")),
-            op(36).text(&drv.path).word(1).text("out").text(&drv.outputs["out"]).text("").text("").word(0).text("sys")
-                .text("/bin/sh").word(0).word(0).word(0),
+            op(36)
+                .text(&drv.path)
+                .word(1)
+                .text("out")
+                .text(&drv.outputs["out"])
+                .text("")
+                .text("")
+                .word(0)
+                .text("sys")
+                .text("/bin/sh")
+                .word(0)
+                .word(0)
+                .word(0),
         ];
         if minor >= 22 {
             requests.push(op(41).text(path("no.drv")));

@@ -266,8 +266,7 @@ fn trap_39_the_lists_alone_say_who_is_trusted_and_allowed() {
     let me = nix::unistd::User::from_uid(me).unwrap().map_or_else(|| me.to_string(), |user| user.name);
     let with = |trusted: &[&str], allowed: &[&str]| {
         let list = |users: &[&str]| users.iter().map(|&user| user.to_owned()).collect();
-        let settings =
-            Settings { trusted_users: list(trusted), allowed_users: list(allowed), ..Settings::default() };
+        let settings = Settings { trusted_users: list(trusted), allowed_users: list(allowed), ..Settings::default() };
         Rig::with(StoreDir::default(), settings)
     };
     const TRUSTED: Option<u64> = Some(1);

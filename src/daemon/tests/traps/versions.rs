@@ -164,12 +164,16 @@ fn trap_14_features_change_encodings_and_their_absence_keeps_the_old_ones() {
     }
     let build = op(46).texts([format!("{}!*", drv.path)]).word(0);
     let described = |msg: Msg| {
-        let outputs = drv.outputs.iter().fold(msg.text(&drv.path).word(2), |msg, (name, path)| {
-            msg.text(name).text(path).text("").text("")
-        });
-        let env = drv.outputs.iter().fold(outputs.word(0).text("x86_64-linux").text("/bin/sh").word(0).word(2), |msg, (name, path)| {
-            msg.text(name).text(path)
-        });
+        let outputs = drv
+            .outputs
+            .iter()
+            .fold(msg.text(&drv.path).word(2), |msg, (name, path)| msg.text(name).text(path).text("").text(""));
+        let env = drv
+            .outputs
+            .iter()
+            .fold(outputs.word(0).text("x86_64-linux").text("/bin/sh").word(0).word(2), |msg, (name, path)| {
+                msg.text(name).text(path)
+            });
         env.word(0)
     };
     let legacy = |outputs: &[(String, String)]| {
@@ -245,7 +249,9 @@ fn trap_14_features_change_encodings_and_their_absence_keeps_the_old_ones() {
                 (false, true) => Msg::default().word(0),
                 (false, false) => Msg::default().texts([path("absent")]),
             };
-            client.send(&op(20).word(if whole { 1 } else { 3 }).raw(scope.0).word(0).word(u64::MAX).word(0).word(0).word(0));
+            client.send(
+                &op(20).word(if whole { 1 } else { 3 }).raw(scope.0).word(0).word(u64::MAX).word(0).word(0).word(0),
+            );
             client.done();
             client.texts();
             client.word();
