@@ -254,6 +254,7 @@ pub(super) const LIST: &[Known] = &[
         Why::StockIsWrong("it ends the connection although it has read all of the request that it refuses"),
     )),
     // Garbage.
+    known(&["20 dead with paths"], &["paths"], Why::StockIsWrong("it overlooks the paths and lists all that is dead")),
     known(
         &["20 delete with paths"],
         END,
