@@ -395,7 +395,7 @@ fn trap_25_a_hash_part_is_asked_for_as_text_and_answered_by_a_path() {
         client.done();
         assert_eq!(client.text(), "");
         // Other digits are the hash part of nothing, as with stock.
-        client.send(&op(29).text(&[b'e'; 32]));
+        client.send(&op(29).text([b'e'; 32]));
         client.done();
         assert_eq!(client.text(), "");
         // Twenty bytes, other lengths: refused, and the connection goes on.
