@@ -40,21 +40,7 @@ pub(crate) struct Options {
 }
 
 /// The experimental feature without which stock lets nobody override trust.
-const TRUST_OVERRIDE: &str = "daemon-trust-override";
-
-/// Whether trust may be overridden.
-///
-/// # Errors
-/// [`Failure::Usage`], with stock's words.
-pub(crate) fn check_trust_override(settings: &Settings) -> Result<(), Failure> {
-    if settings.experimental_features.contains(TRUST_OVERRIDE) {
-        return Ok(());
-    }
-    Err(Failure::Usage(format!(
-        "experimental Nix feature '{TRUST_OVERRIDE}' is disabled; add '--extra-experimental-features {TRUST_OVERRIDE}' \
-         to enable it"
-    )))
-}
+pub(crate) const TRUST_OVERRIDE: &str = "daemon-trust-override";
 
 /// The settings of nix.conf, `NIX_CONFIG` and the command line; what is wrong with them is logged.
 pub(crate) fn settings(locations: &Locations, overrides: &[(String, String)]) -> Result<Settings, Failure> {
@@ -75,7 +61,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode, Failure> {
     let Options { locations, grpc, overrides, record, forced_trust } = options;
     let settings = settings(&locations, &overrides)?;
     if let Some(trust) = forced_trust {
-        check_trust_override(&settings)?;
+        settings.require_feature(TRUST_OVERRIDE)?;
         tracing::warn!(?trust, "taking every client for this, whoever it is");
     }
     let recorder = match record {

@@ -10,6 +10,8 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Config(#[from] ::daemon::ConfigError),
     #[error(transparent)]
+    Feature(#[from] nix_compat::conf::FeatureDisabled),
+    #[error(transparent)]
     Listen(#[from] ::daemon::ListenError),
     #[error("trusted-public-keys: {0}")]
     Keys(#[from] nix_compat::signature::Error),

@@ -103,7 +103,7 @@ fn is_boolean(name: &str) -> bool {
 /// `--force-trusted` cannot give more than the daemon would.
 fn socket(locations: &Locations, asked: &Asked) -> Result<PathBuf, Failure> {
     if asked.forced_trust.is_some() {
-        daemon::check_trust_override(&daemon::settings(locations, &asked.overrides)?)?;
+        daemon::settings(locations, &asked.overrides)?.require_feature(daemon::TRUST_OVERRIDE)?;
     }
     let main = main_socket(locations, asked.store.as_deref().unwrap_or("auto"))?;
     Ok(match asked.forced_trust {

@@ -25,6 +25,11 @@ pub use file::{MAX_INCLUDE_DEPTH, MAX_INCLUSIONS, parse};
 pub use settings::Settings;
 pub use value::{Sandbox, SandboxPath};
 
+/// Something was asked for that needs an experimental feature (stock's words).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("experimental Nix feature '{0}' is disabled; add '--extra-experimental-features {0}' to enable it")]
+pub struct FeatureDisabled(pub &'static str);
+
 /// Why a configuration cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {

@@ -27,6 +27,15 @@ pub(super) struct Case {
     pub silent: bool,
 }
 
+/// What the name of a case says of the references it gives.
+fn with_references(refs: &[&str]) -> &'static str {
+    match refs {
+        [] => "",
+        [UNKNOWN] => " and an unknown reference",
+        _ => " and a reference",
+    }
+}
+
 impl Case {
     fn after(&mut self, request: Request, shape: Vec<Shape>) -> &mut Self {
         self.before.push(Question::new(request, shape));
@@ -370,13 +379,7 @@ impl<'a> Cases<'a> {
             ("fixed:git:sha1", vec![]),
         ] {
             let name = self.name(&format!("{}-{}", method.replace(':', "-"), refs.len()));
-            let with = if refs.is_empty() {
-                ""
-            } else if refs == [UNKNOWN] {
-                " and an unknown reference"
-            } else {
-                " and a reference"
-            };
+            let with = with_references(&refs);
             let request = request(&name, method, &refs).framed(&directory);
             self.case(&format!("7 {method}{with}"), request, shape.clone());
         }
@@ -399,13 +402,7 @@ impl<'a> Cases<'a> {
             ("", vec![]),
         ] {
             let name = self.name(&format!("{}-{}", method.replace(':', "-"), refs.len()));
-            let with = if refs.is_empty() {
-                ""
-            } else if refs == [UNKNOWN] {
-                " and an unknown reference"
-            } else {
-                " and a reference"
-            };
+            let with = with_references(&refs);
             let request = request(&name, method, &refs).framed(file.as_bytes());
             self.case(&format!("7 {method}{with}"), request, shape.clone());
         }

@@ -16,11 +16,7 @@ pub(super) async fn query(session: &Session, id: DrvOutput) -> Result<Response, 
 
 /// RegisterDrvOutput. Stock up to 2.34 believes everybody; here it is a claim like a path info.
 pub(super) async fn register(session: &Session, realisation: Realisation) -> Result<Response, OpError> {
-    if !session.daemon.settings.experimental_features.contains(FEATURE) {
-        return Err(OpError::new(format!(
-            "experimental Nix feature '{FEATURE}' is disabled; add '--extra-experimental-features {FEATURE}' to enable it"
-        )));
-    }
+    session.daemon.settings.require_feature(FEATURE).map_err(|e| OpError::new(e.to_string()))?;
     let check = session.settings.require_sigs && !session.is_trusted();
     let keys = session.daemon.keys.clone();
     session

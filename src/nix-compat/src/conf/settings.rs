@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::value::Value;
-use super::{Error, Sandbox, SandboxPath, other};
+use super::{Error, FeatureDisabled, Sandbox, SandboxPath, other};
 use crate::signature::{self, PublicKey};
 
 /// Declares [`Settings`]: each field with its documentation, type, default, name in `nix.conf`, and aliases.
@@ -229,6 +229,14 @@ impl Settings {
                 Ok(other::is_known(name))
             }
         }
+    }
+
+    /// Refuses what needs an experimental feature that is not enabled.
+    ///
+    /// # Errors
+    /// [`FeatureDisabled`].
+    pub fn require_feature(&self, name: &'static str) -> Result<(), FeatureDisabled> {
+        if self.experimental_features.contains(name) { Ok(()) } else { Err(FeatureDisabled(name)) }
     }
 
     /// [`trusted_public_keys`](Self::trusted_public_keys), read.
