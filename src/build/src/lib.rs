@@ -4,9 +4,9 @@
 //! |---|---|
 //! | [`scheduler`] | who wants what, what depends on what, whose turn it is |
 //! | `run` | one build, from inputs to registered outputs |
-//! | `place`, `room`, `environment`, `attributes` | where it runs, and what the builder is told |
+//! | `place`, `room`, `environment`, `attributes`, `graphs` | where it runs, and what the builder is told |
 //! | [`helper`], [`sandbox`] | the process it runs in |
-//! | [`dump`], `output` | taking what it left behind |
+//! | [`dump`], `output`, `signing` | taking what it left behind |
 //!
 //! A build happens in three processes: the daemon (everything but `sandbox`), its helper (one thread, [`sandbox_main`]),
 //! and the builder.
@@ -15,6 +15,7 @@ mod attributes;
 pub mod dump;
 mod environment;
 mod failure;
+mod graphs;
 pub mod helper;
 pub mod log;
 mod options;
@@ -26,6 +27,7 @@ mod room;
 mod run;
 pub mod sandbox;
 pub mod scheduler;
+mod signing;
 mod users;
 
 pub use dump::dump_tree;

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix_compat::conf::{Sandbox, SandboxPath, Settings};
+use nix_compat::conf::{FeatureDisabled, Sandbox, SandboxPath, Settings};
 
+use crate::failure::Failure;
 use crate::users::UserSource;
 
 /// Where a shell for the sandbox may be found: it must need no library.
@@ -33,6 +34,8 @@ pub(crate) struct Options {
     pub(crate) system: String,
     pub(crate) extra_platforms: BTreeSet<String>,
     pub(crate) features: BTreeSet<String>,
+    pub(crate) experimental: BTreeSet<String>,
+    pub(crate) secret_key_files: Vec<String>,
     pub(crate) users: UserSource,
 }
 
@@ -68,12 +71,19 @@ impl Options {
             system: settings.system.clone(),
             extra_platforms: settings.extra_platforms.clone(),
             features: settings.system_features.clone(),
+            experimental: settings.experimental_features.clone(),
+            secret_key_files: settings.secret_key_files.clone(),
             users: UserSource {
                 group: settings.build_users_group.clone().filter(|_| !settings.auto_allocate_uids),
                 first_id: u32::try_from(settings.start_id).unwrap_or(u32::MAX),
                 id_count: u32::try_from(settings.id_count).unwrap_or(u32::MAX),
             },
         }
+    }
+
+    /// Refuses what needs an experimental feature that is not enabled.
+    pub(crate) fn require_feature(&self, name: &'static str) -> Result<(), Failure> {
+        if self.experimental.contains(name) { Ok(()) } else { Err(Failure::misc(FeatureDisabled(name))) }
     }
 
     /// Whether derivations for this system can be built here.

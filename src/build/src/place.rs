@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{Mode, SFlag, mknod};
 use nix_compat::conf::Sandbox;
+use nix_compat::derivation::Output;
 use nix_compat::store_path::StorePath;
 
 use crate::attributes::Attributes;
@@ -85,7 +86,7 @@ impl Place {
 /// Outputs that are valid already (when they are built again) must not be in the builder's way. In a sandbox they are
 /// no inputs and therefore not there; in an overlay a whiteout takes them away.
 fn hide_valid_outputs(job: &Job, room: &Room) -> Result<(), Failure> {
-    for path in job.outputs.values() {
+    for path in job.drv.outputs.values().filter_map(Output::path) {
         if job.store.is_valid(path)? {
             let whiteout = room.store().join(path.base_name());
             mknod(&whiteout, SFlag::S_IFCHR, Mode::empty(), 0)

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix_compat::derivation::{BasicDerivation, OutputName};
-use nix_compat::store_path::StorePath;
+use nix_compat::store_path::{StorePath, scratch_path};
 use nix_compat::worker::{BuildMode, BuildStatus};
 use parking_lot::Mutex;
 use store::Store;
@@ -23,6 +23,7 @@ use store::Store;
 use crate::attributes::Attributes;
 use crate::environment::{Environment, Surroundings};
 use crate::failure::Failure;
+use crate::graphs::{self, Exported};
 use crate::helper::{Helper, Killer};
 use crate::log::{LineSplitter, LogFile, Tail, announcement};
 use crate::options::Options;
@@ -31,6 +32,7 @@ use crate::place::Place;
 use crate::room::{Room, own_builds_dir};
 use crate::sandbox::{Raw, Report, Spec};
 use crate::scheduler::feed::Feed;
+use crate::scheduler::plan::PlannedOutput;
 use crate::users::UserLease;
 
 /// Bytes of log read at once.
@@ -50,7 +52,7 @@ pub(crate) struct Job {
     pub(crate) options: Arc<Options>,
     pub(crate) drv_path: StorePath,
     pub(crate) drv: Arc<BasicDerivation>,
-    pub(crate) outputs: BTreeMap<OutputName, StorePath>,
+    pub(crate) outputs: BTreeMap<OutputName, PlannedOutput>,
     /// Store paths it builds upon; their closure is what the builder sees.
     pub(crate) inputs: BTreeSet<StorePath>,
     pub(crate) mode: BuildMode,
@@ -62,6 +64,14 @@ pub(crate) struct Job {
 pub(crate) struct CpuTime {
     pub(crate) user: u64,
     pub(crate) system: u64,
+}
+
+/// A build that succeeded.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Done {
+    pub(crate) cpu: CpuTime,
+    /// The valid paths of its outputs.
+    pub(crate) outputs: BTreeMap<OutputName, StorePath>,
 }
 
 /// Ends a running build from outside.
@@ -101,10 +111,12 @@ enum Killed {
 
 impl Job {
     /// Builds. Blocks until every process of the build is gone and its directories are removed.
-    pub(crate) fn run(self, control: &Control, feed: &Feed) -> Result<CpuTime, Failure> {
+    pub(crate) fn run(self, control: &Control, feed: &Feed) -> Result<Done, Failure> {
         control.check()?;
         let roots = self.store.new_temp_roots();
-        self.inputs.iter().chain(self.outputs.values()).chain([&self.drv_path]).for_each(|path| roots.add(path));
+        let known = self.outputs.values().filter_map(|output| output.path.as_ref());
+        self.inputs.iter().chain(known).chain([&self.drv_path]).for_each(|path| roots.add(path));
+        let scratch = self.scratch_paths()?;
         // Rooted first, so what is in the closure stays valid.
         let closure = self.store.closure(&self.inputs)?;
         if let Some(missing) = self.inputs.iter().find(|path| !closure.contains(*path)) {
@@ -121,9 +133,10 @@ impl Job {
             None => self.config.build_dir.clone(),
         };
         let room = Room::create(&builds_dir, identity).map_err(|e| no_room(&builds_dir, e))?;
+        let exported = graphs::export(&self, &attributes, &closure)?;
         let place = Place::new(&self, &attributes, &room, builds_dir, closure)?;
 
-        let environment = self.environment(&attributes, &place);
+        let environment = self.environment(&attributes, &place, &scratch, exported);
         for (name, contents) in &environment.files {
             room.add_file(name, contents, identity)
                 .map_err(|e| Failure::misc(format!("cannot write '{name}' for '{}': {e}", self.name())))?;
@@ -143,16 +156,15 @@ impl Job {
 
         let result = self.judge(killed, report, tail).and_then(|cpu| {
             let finished = Finished {
-                store: &self.store,
-                drv_path: &self.drv_path,
-                drv: &self.drv,
+                job: &self,
                 attributes: &attributes,
-                outputs: &self.outputs,
+                scratch: &scratch,
                 inputs: &place.inputs,
                 room: &room,
+                roots: &roots,
                 cancelled: &control.cancelled,
             };
-            finished.take_outputs(self.mode).map(|()| cpu)
+            finished.take_outputs().map(|outputs| Done { cpu, outputs })
         });
         if result.is_err() && self.options.keep_failed {
             match room.keep() {
@@ -167,12 +179,34 @@ impl Job {
         self.store.store_dir().display(&self.drv_path)
     }
 
-    fn environment(&self, attributes: &Attributes<'_>, place: &Place) -> Environment {
+    /// Where the builder is told to put its outputs. One whose path follows from its contents is built under a
+    /// provisional path, the same that stock takes.
+    fn scratch_paths(&self) -> Result<BTreeMap<OutputName, StorePath>, Failure> {
+        let dir = self.store.store_dir();
+        let mut paths = BTreeMap::new();
+        for (name, output) in &self.drv.outputs {
+            let path = match output.path() {
+                Some(path) => path.clone(),
+                None => scratch_path(dir, &self.drv_path, name, &self.drv.name).map_err(Failure::misc)?,
+            };
+            paths.insert(name.clone(), path);
+        }
+        Ok(paths)
+    }
+
+    fn environment(
+        &self,
+        attributes: &Attributes<'_>,
+        place: &Place,
+        outputs: &BTreeMap<OutputName, StorePath>,
+        exported: Exported,
+    ) -> Environment {
         let around = Surroundings {
             store_dir: self.store.store_dir(),
             build_dir: &place.build_dir_inside,
             cores: self.options.cores,
-            outputs: &self.outputs,
+            outputs,
+            exported: &exported,
             daemon_variable: &|name| std::env::var_os(name).map(OsStringExt::into_vec),
         };
         Environment::new(&self.drv, attributes, &around)
@@ -314,7 +348,8 @@ impl Job {
             }
             None => return Err(Failure::misc(format!("the sandbox of '{}' ended without a report", self.name()))),
         };
-        let outputs: Vec<String> = self.outputs.values().map(|path| self.store.store_dir().display(path)).collect();
+        let known = self.outputs.values().filter_map(|output| output.path.as_ref());
+        let outputs: Vec<String> = known.map(|path| self.store.store_dir().display(path)).collect();
         Err(Failure::builder(BuildStatus::PermanentFailure, &self.name(), &reason, &outputs, &tail.into_lines()))
     }
 }

@@ -71,9 +71,9 @@ impl Feed {
         true
     }
 
-    /// The sessions that watch.
-    pub(crate) fn watchers(&self) -> Vec<Arc<Session>> {
-        self.0.lock().watchers.iter().map(|watcher| watcher.session.clone()).collect()
+    /// The sessions that watch, and whether they asked for this goal themselves.
+    pub(crate) fn watchers(&self) -> Vec<(Arc<Session>, bool)> {
+        self.0.lock().watchers.iter().map(|watcher| (watcher.session.clone(), watcher.asked)).collect()
     }
 
     /// A build is needed.
@@ -133,7 +133,7 @@ impl Feed {
             if counted {
                 session.build_ended(activity, failure.is_none());
             }
-            if let Some(failure) = failure.filter(|_| !asked) {
+            if let Some(failure) = failure.filter(|failure| !asked && !failure.told) {
                 session.log(render(&failure.message));
             }
         }

@@ -9,7 +9,10 @@
 pub(crate) mod feed;
 mod goal;
 mod graph;
+mod inputs;
 mod missing;
+pub(crate) mod plan;
+mod resolved;
 mod session;
 mod status;
 
@@ -19,7 +22,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use nix_compat::conf::Settings;
-use nix_compat::derivation::BasicDerivation;
+use nix_compat::derivation::{BasicDerivation, OutputName};
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::{BuildMode, BuildResult, BuildStatus, DerivedPath, Missing, OutputsSpec};
 use store::{Store, TempRoots};
@@ -27,8 +30,9 @@ use substitute::Substituter;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use self::goal::{Plan, Realisation, blocking};
+use self::goal::{Realisation, blocking};
 use self::graph::{Goal, GoalKey, Graph, Interest};
+use self::plan::Plan;
 use self::session::Session;
 use self::status::Running;
 use crate::failure::Failure;
@@ -187,8 +191,37 @@ impl Scheduler {
         let outcome = match path {
             DerivedPath::Opaque(path) => self.realise_opaque(path).await,
             DerivedPath::Built { drv, outputs } => self.realise_built(drv, &outputs, mode, session).await,
+            DerivedPath::Dynamic { drv, through, outputs } => match self.realise_through(drv, through, session).await {
+                Ok(drv) => self.realise_built(drv, &outputs, mode, session).await,
+                Err(failure) => Err(failure),
+            },
         };
         outcome.unwrap_or_else(failed)
+    }
+
+    /// Has derivations built that are outputs of one another, and gives the last one.
+    async fn realise_through(
+        self: &Arc<Self>,
+        mut drv: StorePath,
+        through: Vec<OutputName>,
+        session: &Arc<Session>,
+    ) -> Result<StorePath, Failure> {
+        session.options.require_feature("dynamic-derivations")?;
+        for output in through {
+            let wanted = OutputsSpec::Names([output.clone()].into());
+            let result = self.realise_built(drv.clone(), &wanted, BuildMode::Normal, session).await?;
+            if !result.status.is_success() {
+                return Err(Failure::new(result.status, result.error));
+            }
+            let dir = self.store.store_dir();
+            let Some(built) = result.built_outputs.get(&output).filter(|built| built.path.is_derivation()) else {
+                let text = format!("output '{output}' of '{}' is not a derivation", dir.display(&drv));
+                return Err(Failure::misc(text));
+            };
+            drv = built.path.clone();
+            session.temp_roots.add(&drv);
+        }
+        Ok(drv)
     }
 
     async fn realise_opaque(&self, path: StorePath) -> Result<BuildResult, Failure> {
@@ -217,8 +250,9 @@ impl Scheduler {
             let drv = self.store.store_dir().display(&drv);
             return Err(Failure::misc(format!("derivation '{drv}' does not have wanted outputs '{unknown}'")));
         }
-        plan.outputs.values().for_each(|path| session.temp_roots.add(path));
-        let mut result = if mode == BuildMode::Normal && !plan.missing.iter().any(|name| wanted.contains(name)) {
+        plan.paths().for_each(|path| session.temp_roots.add(path));
+        let is_there = |name: &OutputName| plan.has(name) || !wanted.contains(name);
+        let mut result = if mode == BuildMode::Normal && plan.outputs.keys().all(is_there) {
             plan.success(BuildStatus::AlreadyValid)
         } else {
             let key = GoalKey::stored(drv, mode);
@@ -271,8 +305,9 @@ impl Scheduler {
 
     /// Whether all missing outputs could be had from elsewhere.
     async fn substitute_outputs(&self, plan: &Plan) -> bool {
-        for name in &plan.missing {
-            let Some(path) = plan.outputs.get(name) else { return false };
+        for output in plan.outputs.values().filter(|output| !output.valid) {
+            // Where one is whose path nobody knows yet, a realisation would have to tell.
+            let Some(path) = &output.path else { return false };
             if !self.substitute(path).await {
                 return false;
             }

@@ -174,7 +174,7 @@ impl Rig {
                 args: vec![b"-e".to_vec(), b"-c".to_vec(), draft.script.clone().into_bytes()],
                 env,
             },
-            input_drvs: draft.inputs.clone(),
+            input_drvs: draft.inputs.iter().map(|(drv, outputs)| (drv.clone(), outputs.clone().into())).collect(),
         };
         derivation.fill_outputs(dir, &mut |input| self.store.hash_modulo(input).ok()).unwrap();
         derivation
