@@ -64,6 +64,8 @@ impl Environment {
         }
         if drv.fixed_output().is_some() {
             environment.set("NIX_OUTPUT_CHECKED", "1");
+        }
+        if drv.has_network() {
             for name in attributes.words("impureEnvVars").unwrap_or_default() {
                 let value = (around.daemon_variable)(&name).unwrap_or_default();
                 environment.set(name, value);

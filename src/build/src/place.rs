@@ -36,7 +36,7 @@ impl Place {
         builds_dir: PathBuf,
         mut inputs: BTreeSet<StorePath>,
     ) -> Result<Self, Failure> {
-        let fixed_output = job.drv.fixed_output().is_some();
+        let has_network = job.drv.has_network();
         let no_chroot = attributes.flag("__noChroot");
         let sandboxed = match job.options.sandbox {
             Sandbox::On if no_chroot => {
@@ -48,7 +48,7 @@ impl Place {
             }
             Sandbox::On => true,
             Sandbox::Off => false,
-            Sandbox::Relaxed => !no_chroot && !fixed_output,
+            Sandbox::Relaxed => !no_chroot && !has_network,
         };
         if !sandboxed {
             hide_valid_outputs(job, room)?;
@@ -65,7 +65,7 @@ impl Place {
             return Ok(Self { view, host_network: true, build_dir_inside, inputs });
         }
 
-        let binds = binds(job, fixed_output, &mut inputs)?;
+        let binds = binds(job, has_network, &mut inputs)?;
         let build_dir_inside = job.options.sandbox_build_dir.clone();
         let view = View::Sandbox(SandboxView {
             root: room.root().into(),
@@ -79,7 +79,7 @@ impl Place {
             binds,
             shm_size: job.options.shm_size.clone(),
         });
-        Ok(Self { view, host_network: fixed_output, build_dir_inside, inputs })
+        Ok(Self { view, host_network: has_network, build_dir_inside, inputs })
     }
 }
 
@@ -101,7 +101,7 @@ fn base_names(paths: &BTreeSet<StorePath>) -> Vec<String> {
 }
 
 /// The sandbox paths. Those in the store bring their closure along, and need no bind where they are already.
-fn binds(job: &Job, fixed_output: bool, inputs: &mut BTreeSet<StorePath>) -> Result<Vec<Bind>, Failure> {
+fn binds(job: &Job, has_network: bool, inputs: &mut BTreeSet<StorePath>) -> Result<Vec<Bind>, Failure> {
     let mut binds = Vec::new();
     for (target, path) in &job.options.sandbox_paths {
         let mut source = path.source.clone();
@@ -125,7 +125,7 @@ fn binds(job: &Job, fixed_output: bool, inputs: &mut BTreeSet<StorePath>) -> Res
             });
         }
     }
-    if fixed_output {
+    if has_network {
         for file in NETWORK_FILES {
             // Often a link to a place that the sandbox does not have.
             let source = fs::canonicalize(file).unwrap_or_else(|_| Path::new(file).to_owned());

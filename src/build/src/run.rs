@@ -25,7 +25,7 @@ use crate::environment::{Environment, Surroundings};
 use crate::failure::Failure;
 use crate::graphs::{self, Exported};
 use crate::helper::{Helper, Killer};
-use crate::log::{LineSplitter, LogFile, Tail, announcement};
+use crate::log::{Line, LineSplitter, LogFile, Tail};
 use crate::options::Options;
 use crate::output::Finished;
 use crate::place::Place;
@@ -243,13 +243,16 @@ impl Job {
         fcntl(&log, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|e| broken(e.into()))?;
         let mut file = self.log_file();
         let mut splitter = LineSplitter::default();
-        let mut each = |line: &[u8]| match announcement(line) {
-            Some(Some(phase)) => feed.phase(phase),
-            Some(None) => {}
-            None => {
-                feed.line(line);
-                tail.push(line);
+        let mut each = |line: &[u8]| {
+            match Line::of(line) {
+                Line::Phase(phase) => return feed.phase(phase),
+                Line::Other => return,
+                Line::Malformed(reason) => feed
+                    .note(&format!("warning: Unable to handle a JSON message from the derivation builder: {reason}")),
+                Line::Log => {}
             }
+            feed.line(line);
+            tail.push(line);
         };
         let mut killed = None;
         let mut ended: Option<Instant> = None;

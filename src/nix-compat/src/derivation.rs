@@ -68,6 +68,11 @@ impl BasicDerivation {
         self.outputs.values().any(|output| matches!(output, Output::Impure { .. }))
     }
 
+    /// Whether its builder may use the host's network: what comes of it is known, or is allowed to differ.
+    pub fn has_network(&self) -> bool {
+        self.fixed_output().is_some() || self.is_impure()
+    }
+
     /// Its fixed output, if it is a *fixed-output derivation*: one output named `out` whose hash is known.
     pub fn fixed_output(&self) -> Option<(&StorePath, &crate::content_address::ContentAddress)> {
         match self.outputs.first_key_value() {

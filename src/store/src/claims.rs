@@ -43,7 +43,8 @@ impl Store {
         let mismatch = |got| Error::ContentAddressMismatch { path: path(), specified: ca.to_string(), got };
         let hash = match ca.method {
             Method::Nar if info.references.contains(&info.path) => {
-                self.hash_modulo_itself(node, &info.path, ca.hash.algorithm())?
+                let hashes = self.hashes_modulo_itself(node, &info.path, ca.hash.algorithm())?;
+                if hashes.with_places == ca.hash { ca.hash } else { hashes.plain }
             }
             Method::Nar => nar.other.unwrap_or(Hash::Sha256(*nar.nar_hash.as_bytes())),
             Method::Flat | Method::Text => self.flat_hash(node, ca.hash.algorithm(), &path())?,

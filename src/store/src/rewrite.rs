@@ -72,6 +72,14 @@ fn hash_part(path: &StorePath) -> Option<[u8; HASH_PART]> {
     path.hash_part().as_bytes().try_into().ok()
 }
 
+/// The hashes of contents with the references to themselves taken out.
+pub(crate) struct ModuloItself {
+    /// As Nix 2.26.3 and 2.34.8 make it.
+    pub(crate) plain: Hash,
+    /// As Nix 2.8.0 makes it: behind the contents comes `|<offset>` for each place.
+    pub(crate) with_places: Hash,
+}
+
 /// Hashes what is written to it.
 struct HashSink(Hasher);
 
@@ -87,12 +95,22 @@ impl Write for HashSink {
 }
 
 impl Store {
-    /// The hash of a tree's NAR in which the hash part of `itself` counts as zeros, with the places where it stands hashed
-    /// behind it: what content addresses of trees with references to themselves are made of (Nix 2.4).
+    /// The hash of a tree's NAR in which the hash part of `itself` counts as zeros: what content addresses of trees with
+    /// references to themselves are made of.
     ///
     /// # Errors
     /// Failures of the castore.
     pub fn hash_modulo_itself(&self, node: &Node, itself: &StorePath, algorithm: Algorithm) -> Result<Hash> {
+        Ok(self.hashes_modulo_itself(node, itself, algorithm)?.plain)
+    }
+
+    /// The same in both forms that are found.
+    pub(crate) fn hashes_modulo_itself(
+        &self,
+        node: &Node,
+        itself: &StorePath,
+        algorithm: Algorithm,
+    ) -> Result<ModuloItself> {
         let mut places = Vec::new();
         let mut note = |at| places.push(at);
         let zeros = hash_part(itself).map(|part| (part, [0; HASH_PART]));
@@ -100,10 +118,11 @@ impl Store {
         self.write_nar_of(node, &mut rewriter)?;
         let failed = |source| Error::Stream { action: "hash", what: format!("the contents of {itself}"), source };
         let mut hasher = rewriter.finish().map_err(failed)?.0;
+        let plain = hasher.clone().finalize();
         for at in places {
             hasher.update(format!("|{at}").as_bytes());
         }
-        Ok(hasher.finalize())
+        Ok(ModuloItself { plain, with_places: hasher.finalize() })
     }
 
     /// Imports a tree of the castore once more, with hash parts replaced in file contents, link targets and names.
@@ -132,7 +151,14 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use nix_compat::content_address::{ContentAddress, Method};
+    use nix_compat::store_path::{StoreDir, content_address_path};
+
     use super::*;
+    use crate::nar_in::AddOptions;
+    use crate::store::Config;
 
     fn rewrite(pieces: &[&[u8]], replacements: &[([u8; HASH_PART], [u8; HASH_PART])]) -> (Vec<u8>, Vec<u64>) {
         let mut places = Vec::new();
@@ -140,6 +166,31 @@ mod tests {
         let mut rewriter = Rewriter::new(Vec::new(), replacements.iter().copied().collect(), &mut note);
         pieces.iter().for_each(|piece| rewriter.write_all(piece).unwrap());
         (rewriter.finish().unwrap(), places)
+    }
+
+    #[test]
+    fn both_forms_of_an_address_are_those_of_stock() {
+        // What `nix store make-content-addressed` of 2.34.8 and 2.8.0 makes of the output of
+        // `echo me $out and $out again > $out`.
+        let before = StorePath::from_base_name("l6spxr2p5vivgckryl21kxa3ps4yzqjr-selfy").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(Config::new(StoreDir::default(), dir.path())).unwrap();
+        let path = store.store_dir().display(&before);
+        let text = format!("me {path} and {path} again\n");
+        let options = AddOptions {
+            name: "selfy".into(),
+            method: Method::Flat,
+            algorithm: Algorithm::Sha256,
+            references: BTreeSet::new(),
+        };
+        let (ingested, _) = store.ingest(&options, &mut text.as_bytes()).unwrap();
+        let hashes = store.hashes_modulo_itself(&ingested.node, &before, Algorithm::Sha256).unwrap();
+        let path = |hash| {
+            let ca = ContentAddress { method: Method::Nar, hash };
+            content_address_path(store.store_dir(), "selfy", &ca, &BTreeSet::new(), true).unwrap().to_string()
+        };
+        assert_eq!(path(hashes.plain), "kqhzm21p3wz2c87lqlg12djacbh3x4zd-selfy");
+        assert_eq!(path(hashes.with_places), "6w04fjjcq946vs36v4vgfy7qvrybd20h-selfy");
     }
 
     #[test]

@@ -61,13 +61,19 @@ impl Finished<'_> {
         let itself = references.remove(scratch);
         let hash = self.hash(scratch, method, algorithm, itself, &ingested)?;
         if let Some(promised) = promised {
+            // The store path follows from the hash alone, so there is no room in it for references.
+            if let Some(reference) = references.first().or(itself.then_some(scratch)) {
+                let text = format!(
+                    "fixed output derivation '{}' is not allowed to refer to other store paths: it refers to {}, e.g. \
+                     '{}'",
+                    self.drv_name(),
+                    references.len() + usize::from(itself),
+                    self.display(reference)
+                );
+                return Err(rejected(text));
+            }
             if hash != promised {
                 *mismatch = Some(Failure::hash_mismatch(&self.drv_name(), &promised.to_sri(), &hash.to_sri()));
-            }
-            // The store path follows from the hash alone, so there is no room in it for references.
-            if !references.is_empty() || itself {
-                let text = format!("illegal path references in fixed-output derivation '{}'", self.drv_name());
-                return Err(mismatch.take().unwrap_or_else(|| rejected(text)));
             }
         }
         let ca = ContentAddress { method, hash };

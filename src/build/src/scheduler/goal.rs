@@ -63,12 +63,9 @@ impl Realisation {
             return Ok(plan.success(BuildStatus::AlreadyValid));
         }
         self.goal.feed.expect_build();
-        let (store, derivation) = (self.scheduler.store.clone(), plan.derivation.clone());
-        let inputs = blocking(move || Inputs::look(&store, &derivation)).await?;
         // Kept before anybody looks again whether they are valid: what is found to be valid then stays so.
-        self.keep(&roots, &inputs.paths);
-        let (store, derivation) = (self.scheduler.store.clone(), plan.derivation.clone());
-        let inputs = blocking(move || Inputs::look(&store, &derivation)).await?;
+        self.keep(&roots, &self.look_at_inputs(&plan).await?.paths);
+        let inputs = self.look_at_inputs(&plan).await?;
         let paths = self.realise_inputs(&plan, inputs).await?;
         self.keep(&roots, paths.values());
         let (store, derivation) = (self.scheduler.store.clone(), plan.derivation.clone());
@@ -87,6 +84,12 @@ impl Realisation {
         }
         let inputs = plan.derivation.basic.input_srcs.iter().cloned().chain(paths.into_values()).collect();
         self.build(plan, inputs).await
+    }
+
+    async fn look_at_inputs(&self, plan: &Plan) -> Result<Inputs, Failure> {
+        let (store, drv) = (self.scheduler.store.clone(), self.goal.key.drv.clone());
+        let derivation = plan.derivation.clone();
+        blocking(move || Inputs::look(&store, &drv, &derivation)).await
     }
 
     /// Keeps paths from being collected until this goal is done, and for its watchers as long as they are connected.

@@ -42,8 +42,10 @@ enum InputFailure {
 type Made = Result<Vec<((StorePath, OutputName), StorePath)>, InputFailure>;
 
 impl Inputs {
-    /// Looks what of a derivation's inputs is there. Blocks.
-    pub(crate) fn look(store: &Store, derivation: &Derivation) -> Result<Self, Failure> {
+    /// Looks what of the inputs of a derivation, at `itself`, is there. Blocks.
+    ///
+    /// What is neither impure nor known beforehand must not depend on what differs from build to build.
+    pub(crate) fn look(store: &Store, itself: &StorePath, derivation: &Derivation) -> Result<Self, Failure> {
         let mut inputs = Self {
             sources: Vec::new(),
             known: BTreeMap::new(),
@@ -57,6 +59,15 @@ impl Inputs {
         }
         for (drv, wanted) in &derivation.input_drvs {
             let plan = Plan::peek(store, drv)?;
+            if plan.derivation.basic.is_impure() && !derivation.basic.has_network() {
+                let dir = store.store_dir();
+                let text = format!(
+                    "pure derivation '{}' depends on impure derivation '{}'",
+                    dir.display(itself),
+                    dir.display(drv)
+                );
+                return Err(Failure::misc(text));
+            }
             inputs.paths.extend(plan.paths().cloned());
             match known_outputs(store, drv, wanted, &plan)? {
                 Some(known) if wanted.dynamic.is_empty() => inputs.known.extend(known),

@@ -102,7 +102,7 @@ pub enum Error {
         output: OutputName,
     },
     /// An output has another path than the one that follows from the derivation.
-    #[error("derivation '{name}' has path '{found}' for output '{output}', should be '{computed}'")]
+    #[error("derivation '{name}' has incorrect output '{found}' for '{output}', should be '{computed}'")]
     WrongOutputPath {
         /// the derivation's name
         name: String,
