@@ -192,8 +192,7 @@ impl Job {
 
     fn program(&self, environment: Environment) -> Program {
         if let Some(builtin) = Builtin::named(&self.drv.builder) {
-            let task = Task::new(builtin, environment, self.store.store_dir(), &self.outputs);
-            return Program::Builtin(Box::new(task));
+            return Program::Builtin(Box::new(Task::new(builtin, self, environment)));
         }
         // The builder's own name is its first argument, without the directory.
         let name = self.drv.builder.rsplit(|&b| b == b'/').next().unwrap_or_default();

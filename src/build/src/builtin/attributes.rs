@@ -54,6 +54,11 @@ impl Attributes {
         self.find(name).ok_or(Error::NoAttribute(name))
     }
 
+    /// An attribute's value as text.
+    pub(super) fn text(&self, name: &'static str) -> Result<String, Error> {
+        String::from_utf8(self.get(name)?.into_owned()).map_err(|_| Error::NotText(name))
+    }
+
     /// An attribute's value as a path.
     pub(super) fn path(&self, name: &'static str) -> Result<PathBuf, Error> {
         Ok(OsStr::from_bytes(&self.get(name)?).into())

@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod builtins;
+mod downloads;
 mod failures;
 mod outputs;
 mod rig;
+mod server;
 mod sharing;
