@@ -6,12 +6,14 @@
 //! | `run` | one build, from inputs to registered outputs |
 //! | `place`, `room`, `environment`, `attributes`, `graphs` | where it runs, and what the builder is told |
 //! | [`helper`], [`sandbox`] | the process it runs in |
+//! | [`builtin`] | the builders that are part of Nix |
 //! | [`dump`], `output`, `signing` | taking what it left behind |
 //!
 //! A build happens in three processes: the daemon (everything but `sandbox`), its helper (one thread, [`sandbox_main`]),
 //! and the builder.
 
 mod attributes;
+pub mod builtin;
 pub mod dump;
 mod environment;
 mod failure;

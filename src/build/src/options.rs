@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nix_compat::conf::{FeatureDisabled, Sandbox, SandboxPath, Settings};
 
+use crate::builtin::download::DownloadOptions;
 use crate::failure::Failure;
 use crate::users::UserSource;
 
@@ -37,6 +38,7 @@ pub(crate) struct Options {
     pub(crate) experimental: BTreeSet<String>,
     pub(crate) secret_key_files: Vec<String>,
     pub(crate) users: UserSource,
+    pub(crate) downloads: DownloadOptions,
 }
 
 impl Options {
@@ -78,6 +80,7 @@ impl Options {
                 first_id: u32::try_from(settings.start_id).unwrap_or(u32::MAX),
                 id_count: u32::try_from(settings.id_count).unwrap_or(u32::MAX),
             },
+            downloads: DownloadOptions::new(settings),
         }
     }
 

@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use store::Store;
 
 use crate::attributes::Attributes;
+use crate::builtin::{Builtin, Task};
 use crate::environment::{Environment, Surroundings};
 use crate::failure::Failure;
 use crate::graphs::{self, Exported};
@@ -30,7 +31,7 @@ use crate::options::Options;
 use crate::output::Finished;
 use crate::place::Place;
 use crate::room::{Room, own_builds_dir};
-use crate::sandbox::{Raw, Report, Spec};
+use crate::sandbox::{Executable, Program, Raw, Report, Spec};
 use crate::scheduler::feed::Feed;
 use crate::scheduler::plan::PlannedOutput;
 use crate::users::UserLease;
@@ -213,18 +214,27 @@ impl Job {
     }
 
     fn spec(&self, environment: Environment, place: &Place) -> Spec {
-        // The builder's own name is its first argument, without the directory.
-        let name = self.drv.builder.rsplit(|&b| b == b'/').next().unwrap_or_default();
         Spec {
             identity: self.user.identity(),
             view: place.view.clone(),
             host_network: place.host_network,
             personality_32: PLATFORMS_32.contains(&self.drv.platform.as_slice()),
-            builder: self.drv.builder.clone().into(),
-            args: [Raw::from(name)].into_iter().chain(environment.args.into_iter().map(Raw::from)).collect(),
-            env: environment.variables.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
+            program: self.program(environment),
             work_dir: place.build_dir_inside.as_str().into(),
         }
+    }
+
+    fn program(&self, environment: Environment) -> Program {
+        if let Some(builtin) = Builtin::named(&self.drv.builder) {
+            return Program::Builtin(Box::new(Task::new(builtin, self, environment)));
+        }
+        // The builder's own name is its first argument, without the directory.
+        let name = self.drv.builder.rsplit(|&b| b == b'/').next().unwrap_or_default();
+        Program::Executable(Executable {
+            path: self.drv.builder.clone().into(),
+            args: [Raw::from(name)].into_iter().chain(environment.args.into_iter().map(Raw::from)).collect(),
+            env: environment.variables.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
+        })
     }
 
     /// Reads the log until its end, which is the end of all processes that could write to it.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use build::helper::Helper;
-use build::sandbox::{Bind, HostView, Identity, Raw, Report, SandboxView, Spec, View};
+use build::sandbox::{Bind, Executable, HostView, Identity, Program, Raw, Report, SandboxView, Spec, View};
 
 const HELPER: &str = env!("CARGO_BIN_EXE_castored-sandbox");
 const BUILD_UID: u32 = 872_415_232;
@@ -78,9 +78,7 @@ impl Lab {
             }),
             host_network: false,
             personality_32: false,
-            builder: "/bin/sh".into(),
-            args: vec!["sh".into(), "-c".into(), script.into()],
-            env: vec![("PATH".into(), "/path-not-set".into()), ("STORE".into(), self.store_dir.as_str().into())],
+            program: shell(script, "/path-not-set", self.store_dir.as_str().into()),
             work_dir: "/build".into(),
         }
     }
@@ -98,7 +96,7 @@ impl Lab {
                 builds_dir: self.raw("builds"),
             }),
             host_network: true,
-            env: vec![("PATH".into(), "/usr/bin:/bin".into()), ("STORE".into(), self.raw("store"))],
+            program: shell(script, "/usr/bin:/bin", self.raw("store")),
             work_dir: build_dir,
             ..self.sandboxed(script)
         }
@@ -107,6 +105,14 @@ impl Lab {
     fn output(&self, name: &str) -> String {
         fs::read_to_string(self.path("builds/1/scratch").join(name)).unwrap()
     }
+}
+
+fn shell(script: &str, path: &str, store: Raw) -> Program {
+    Program::Executable(Executable {
+        path: "/bin/sh".into(),
+        args: vec!["sh".into(), "-c".into(), script.into()],
+        env: vec![("PATH".into(), path.into()), ("STORE".into(), store)],
+    })
 }
 
 fn busybox() -> &'static str {
@@ -299,7 +305,8 @@ fn killing_the_helper_kills_the_builder() {
 fn a_step_that_fails_is_named() {
     let Some(lab) = lab("/nix/store") else { return };
     let mut spec = lab.sandboxed("true");
-    spec.builder = "/no/such/builder".into();
+    let Program::Executable(executable) = &mut spec.program else { panic!("{:?}", spec.program) };
+    executable.path = "/no/such/builder".into();
     let (report, _) = run(&spec);
     let Report::Failed { error } = report else { panic!("{report:?}") };
     assert!(error.starts_with("executing '/no/such/builder': No such file"), "{error}");

@@ -1,7 +1,7 @@
 //! The forked child: becomes the builder.
 //!
 //! The order of the steps is the security of it: mounts while there is the right to mount, then the user, then every
-//! restriction, then exec. Each step either succeeds or ends the process; nothing is best effort except the Landlock
+//! restriction, then exec (or the builder that is part of this program). Each step either succeeds or ends the process; nothing is best effort except the Landlock
 //! scope, which older kernels lack.
 
 use std::convert::Infallible;
@@ -20,7 +20,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, chdir, dup2_stdin, getresgid, getresuid, setgroups, setresgid, setresuid, setsid};
 
-use super::spec::{Identity, Raw, Spec, View};
+use super::spec::{Executable, Identity, Program, Raw, Spec, View};
 use super::view::{SANDBOX_GID, SANDBOX_UID};
 use super::{SetupError, Step, loopback, restrict, sys, view};
 
@@ -90,7 +90,14 @@ pub(super) fn become_builder(spec: &Spec, link: &mut UnixStream) -> Result<Infal
     let work_dir = spec.work_dir.as_path();
     chdir(work_dir).step(|| format!("entering {}", work_dir.display()))?;
     sys::default_signals();
-    exec(spec)
+    match &spec.program {
+        Program::Executable(executable) => exec(executable),
+        Program::Builtin(task) => {
+            // Exec would have closed them: the helper's sockets are none of the builder's business.
+            sys::close_all_but_standard().step(|| "closing descriptors")?;
+            std::process::exit(task.run())
+        }
+    }
 }
 
 /// Turns into the build user and makes sure of it.
@@ -142,12 +149,12 @@ fn refusal(why: &str) -> SetupError {
     SetupError { step: "refusing to start the builder".into(), source: io::Error::other(why) }
 }
 
-fn exec(spec: &Spec) -> Result<Infallible, SetupError> {
+fn exec(executable: &Executable) -> Result<Infallible, SetupError> {
     let c = |bytes: Vec<u8>| CString::new(bytes).step(|| "passing a string with a zero byte to the builder");
     let list = |raw: &[Raw]| raw.iter().map(|r| c(r.as_bytes().to_vec())).collect::<Result<Vec<_>, _>>();
-    let program = c(spec.builder.as_bytes().to_vec())?;
-    let args = list(&spec.args)?;
-    let env = spec
+    let program = c(executable.path.as_bytes().to_vec())?;
+    let args = list(&executable.args)?;
+    let env = executable
         .env
         .iter()
         .map(|(name, value)| c([name.as_bytes(), b"=", value.as_bytes()].concat()))

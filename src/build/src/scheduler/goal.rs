@@ -15,6 +15,7 @@ use super::inputs::Inputs;
 use super::plan::Plan;
 use super::session::Session;
 use crate::attributes::Attributes;
+use crate::builtin::Builtin;
 use crate::failure::Failure;
 use crate::run::{Control, Done, Job};
 
@@ -184,13 +185,13 @@ impl Realisation {
             );
             return fail(&text);
         }
-        if options.max_jobs == 0 {
+        if options.max_jobs == 0 && !drv.is_builtin() {
             return fail(
                 "local builds are disabled (max-jobs = 0)\nHint: set 'max-jobs' to a non-zero value to enable local \
                  builds, or configure remote builders via 'builders'",
             );
         }
-        if drv.is_builtin() {
+        if drv.is_builtin() && Builtin::named(&drv.builder).is_none() {
             return fail(&format!("unsupported builtin builder '{}'", String::from_utf8_lossy(&drv.builder)));
         }
         Ok(())

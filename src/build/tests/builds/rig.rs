@@ -140,8 +140,15 @@ impl Rig {
             env: BTreeMap::from([("name".to_owned(), name.to_owned()), ("b".to_owned(), "/busybox".to_owned())]),
             name: name.to_owned(),
             script: script.to_owned(),
+            builtin: None,
             platform: format!("{}-linux", std::env::consts::ARCH),
         }
+    }
+
+    /// A derivation with a builder that is part of Nix.
+    pub(crate) fn builtin(&self, builder: &str, name: &str) -> Draft {
+        let platform = "builtin".to_owned();
+        Draft { builtin: Some(format!("builtin:{builder}")), platform, ..self.derivation(name, "") }
     }
 
     /// Adds a derivation to the store.
@@ -170,8 +177,11 @@ impl Rig {
                 outputs: draft.outputs.clone(),
                 input_srcs: draft.sources.clone(),
                 platform: draft.platform.clone().into_bytes(),
-                builder: b"/bin/sh".to_vec(),
-                args: vec![b"-e".to_vec(), b"-c".to_vec(), draft.script.clone().into_bytes()],
+                builder: draft.builtin.as_deref().unwrap_or("/bin/sh").into(),
+                args: match draft.builtin {
+                    Some(_) => Vec::new(),
+                    None => vec![b"-e".to_vec(), b"-c".to_vec(), draft.script.clone().into_bytes()],
+                },
                 env,
             },
             input_drvs: draft.inputs.iter().map(|(drv, outputs)| (drv.clone(), outputs.clone().into())).collect(),
@@ -251,6 +261,8 @@ pub(crate) async fn soon(what: &str, mut happened: impl FnMut() -> bool) {
 pub(crate) struct Draft {
     pub(crate) name: String,
     pub(crate) script: String,
+    /// A builder that is part of Nix, instead of the script.
+    pub(crate) builtin: Option<String>,
     pub(crate) outputs: BTreeMap<OutputName, Output>,
     pub(crate) inputs: BTreeMap<StorePath, BTreeSet<OutputName>>,
     pub(crate) sources: BTreeSet<StorePath>,
