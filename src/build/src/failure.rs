@@ -14,6 +14,8 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     /// Whether it follows from the settings of the client that wanted it first; another's may allow it.
     pub(crate) by_settings: bool,
+    /// The valid output that a check has made otherwise.
+    pub(crate) differs: Option<StorePath>,
 }
 
 /// Base of the exit statuses that tell build failures apart.
@@ -33,12 +35,17 @@ const HASH_MISMATCH_TEXT: &str = "hash mismatch in fixed-output derivation";
 
 impl Failure {
     pub(crate) fn new(status: BuildStatus, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), by_settings: false }
+        Self { status, message: message.into(), by_settings: false, differs: None }
     }
 
     /// The same, for a failure that another client's settings might avoid.
     pub(crate) fn by_settings(self) -> Self {
         Self { by_settings: true, ..self }
+    }
+
+    /// The same, for an output that differs from this valid one.
+    pub(crate) fn differs(self, valid: StorePath) -> Self {
+        Self { differs: Some(valid), ..self }
     }
 
     pub(crate) fn misc(message: impl ToString) -> Self {

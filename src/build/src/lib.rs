@@ -6,7 +6,8 @@
 //! | `run` | one build, from inputs to registered outputs |
 //! | `place`, `room`, `environment`, `attributes` | where it runs, and what the builder is told |
 //! | [`helper`], [`sandbox`] | the process it runs in |
-//! | [`dump`], `output` | taking what it left behind |
+//! | [`dump`], `output`, `kept` | taking what it left behind, or keeping it |
+//! | `hooks` | programs that settings have run around it |
 //!
 //! A build happens in three processes: the daemon (everything but `sandbox`), its helper (one thread, [`sandbox_main`]),
 //! and the builder.
@@ -16,6 +17,8 @@ pub mod dump;
 mod environment;
 mod failure;
 pub mod helper;
+mod hooks;
+mod kept;
 pub mod log;
 mod options;
 mod output;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nix_compat::conf::{Sandbox, SandboxPath, Settings};
 
+use crate::hooks::Hooks;
 use crate::users::UserSource;
 
 /// Where a shell for the sandbox may be found: it must need no library.
@@ -34,6 +35,9 @@ pub(crate) struct Options {
     pub(crate) extra_platforms: BTreeSet<String>,
     pub(crate) features: BTreeSet<String>,
     pub(crate) users: UserSource,
+    pub(crate) hooks: Hooks,
+    /// The client's user, if the kernel has told.
+    pub(crate) client_uid: Option<u32>,
 }
 
 impl Options {
@@ -73,6 +77,8 @@ impl Options {
                 first_id: u32::try_from(settings.start_id).unwrap_or(u32::MAX),
                 id_count: u32::try_from(settings.id_count).unwrap_or(u32::MAX),
             },
+            hooks: Hooks::new(settings),
+            client_uid: None,
         }
     }
 

@@ -174,7 +174,7 @@ impl Finished<'_> {
             self.drv_name(),
             self.display(path)
         );
-        Err(Failure::new(BuildStatus::NotDeterministic, text))
+        Err(Failure::new(BuildStatus::NotDeterministic, text).differs(path.clone()))
     }
 
     /// Holds an output to what the derivation says of its size and references.

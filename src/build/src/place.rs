@@ -5,13 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{Mode, SFlag, mknod};
-use nix_compat::conf::Sandbox;
+use nix_compat::conf::{Sandbox, SandboxPath};
 use nix_compat::store_path::StorePath;
 
 use crate::attributes::Attributes;
 use crate::failure::Failure;
+use crate::hooks::ask_pre_build;
 use crate::room::Room;
-use crate::run::Job;
+use crate::run::{Control, Job};
 use crate::sandbox::{Bind, HostView, SandboxView, View};
 
 /// What a fixed-output derivation needs of the host to reach the network.
@@ -34,6 +35,7 @@ impl Place {
         room: &Room,
         builds_dir: PathBuf,
         mut inputs: BTreeSet<StorePath>,
+        control: &Control,
     ) -> Result<Self, Failure> {
         let fixed_output = job.drv.fixed_output().is_some();
         let no_chroot = attributes.flag("__noChroot");
@@ -48,6 +50,10 @@ impl Place {
             Sandbox::On => true,
             Sandbox::Off => false,
             Sandbox::Relaxed => !no_chroot && !fixed_output,
+        };
+        let more = match &job.options.hooks.pre_build {
+            Some(hook) => ask_pre_build(hook, &job.name(), sandboxed.then(|| room.root()).as_deref(), control)?,
+            None => Vec::new(),
         };
         if !sandboxed {
             hide_valid_outputs(job, room)?;
@@ -64,7 +70,7 @@ impl Place {
             return Ok(Self { view, host_network: true, build_dir_inside, inputs });
         }
 
-        let binds = binds(job, fixed_output, &mut inputs)?;
+        let binds = binds(job, &more, fixed_output, &mut inputs)?;
         let build_dir_inside = job.options.sandbox_build_dir.clone();
         let view = View::Sandbox(SandboxView {
             root: room.root().into(),
@@ -99,10 +105,16 @@ fn base_names(paths: &BTreeSet<StorePath>) -> Vec<String> {
     paths.iter().map(|path| path.base_name().to_owned()).collect()
 }
 
-/// The sandbox paths. Those in the store bring their closure along, and need no bind where they are already.
-fn binds(job: &Job, fixed_output: bool, inputs: &mut BTreeSet<StorePath>) -> Result<Vec<Bind>, Failure> {
+/// The sandbox paths, with those of the pre-build hook. Those in the store bring their closure along, and need no bind where they are already.
+fn binds(
+    job: &Job,
+    more: &[(String, SandboxPath)],
+    fixed_output: bool,
+    inputs: &mut BTreeSet<StorePath>,
+) -> Result<Vec<Bind>, Failure> {
     let mut binds = Vec::new();
-    for (target, path) in &job.options.sandbox_paths {
+    let paths = job.options.sandbox_paths.iter().filter(|(target, _)| !more.iter().any(|(other, _)| other == *target));
+    for (target, path) in paths.chain(more.iter().map(|(target, path)| (target, path))) {
         let mut source = path.source.clone();
         let mut shown = false;
         if let Ok((store_path, rest)) = job.store.store_dir().to_store_path(&path.source) {

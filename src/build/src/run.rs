@@ -88,7 +88,7 @@ impl Control {
         *place = Some(killer);
     }
 
-    fn check(&self) -> Result<(), Failure> {
+    pub(crate) fn check(&self) -> Result<(), Failure> {
         if self.cancelled.load(Ordering::Relaxed) { Err(Failure::cancelled()) } else { Ok(()) }
     }
 }
@@ -121,7 +121,7 @@ impl Job {
             None => self.config.build_dir.clone(),
         };
         let room = Room::create(&builds_dir, identity).map_err(|e| no_room(&builds_dir, e))?;
-        let place = Place::new(&self, &attributes, &room, builds_dir, closure)?;
+        let place = Place::new(&self, &attributes, &room, builds_dir, closure, control)?;
 
         let environment = self.environment(&attributes, &place);
         for (name, contents) in &environment.files {
@@ -139,9 +139,8 @@ impl Job {
         let killed = self.follow(&helper, log, feed, &mut tail)?;
         let report =
             helper.wait().map_err(|e| Failure::misc(format!("cannot read the end of '{}': {e}", self.name())))?;
-        control.check()?;
 
-        let result = self.judge(killed, report, tail).and_then(|cpu| {
+        let result = control.check().and_then(|()| self.judge(killed, report, tail)).and_then(|cpu| {
             let finished = Finished {
                 store: &self.store,
                 drv_path: &self.drv_path,
@@ -154,13 +153,7 @@ impl Job {
             };
             finished.take_outputs(self.mode).map(|()| cpu)
         });
-        if result.is_err() && self.options.keep_failed {
-            match room.keep() {
-                Ok(path) => feed.note(&format!("note: keeping build directory \"{}\"", path.display())),
-                Err(error) => feed.note(&format!("cannot keep the build directory: {error}")),
-            }
-        }
-        result
+        result.map_err(|failure| self.look_after(failure, room, control, feed))
     }
 
     pub(crate) fn name(&self) -> String {
@@ -319,7 +312,7 @@ impl Job {
     }
 }
 
-fn signal_name(number: i32) -> String {
+pub(crate) fn signal_name(number: i32) -> String {
     match nix::sys::signal::Signal::try_from(number) {
         Ok(signal) => format!("{number} ({signal})"),
         Err(_) => number.to_string(),

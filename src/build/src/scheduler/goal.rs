@@ -16,6 +16,7 @@ use super::graph::{Goal, GoalKey, Graph};
 use super::session::Session;
 use crate::attributes::Attributes;
 use crate::failure::Failure;
+use crate::hooks::PostBuild;
 use crate::run::{Control, CpuTime, Job};
 
 /// What is known of a derivation before anything is built.
@@ -279,12 +280,36 @@ impl Realisation {
             job.run(&control, &goal.feed)
         })
         .await?;
+        self.post_build_hook(plan.outputs.values().cloned().collect()).await?;
 
         let mut result = plan.success(BuildStatus::Built);
         result.times_built = 1;
         (result.start_time, result.stop_time) = (started, now());
         (result.cpu_user, result.cpu_system) = (Some(cpu.user), Some(cpu.system));
         Ok(result)
+    }
+
+    /// Runs the post-build hook, which holds up nobody but who waits for this goal.
+    async fn post_build_hook(&self, outputs: BTreeSet<StorePath>) -> Result<(), Failure> {
+        if self.mode != BuildMode::Normal || self.session.options.hooks.post_build.is_none() {
+            return Ok(());
+        }
+        let closed = |_| Failure::misc("the daemon is stopping");
+        let turn = self.scheduler.post_build_hooks.clone().acquire_owned().await.map_err(closed)?;
+        let hook = PostBuild {
+            store_dir: self.scheduler.store.store_dir().clone(),
+            options: self.session.options.clone(),
+            config: self.scheduler.config.clone(),
+            drv: self.goal.key.drv.clone(),
+            outputs,
+        };
+        let cancel = CancelOnDrop(Arc::default());
+        let (control, goal) = (cancel.0.clone(), self.goal.clone());
+        blocking(move || {
+            let _held = turn;
+            Ok(hook.run(&control, &goal.feed)?)
+        })
+        .await
     }
 
     fn check_buildable(&self, plan: &Plan) -> Result<(), Failure> {
