@@ -217,7 +217,7 @@ impl<'a> Program<'a> {
             command.stderr(write.try_clone().map_err(start)?);
         }
         command.stdout(write);
-        if let Identity::BuildUser { uid, gid } = self.identity {
+        if let Identity::BuildUser { uid, gid, .. } = self.identity {
             // Leaves all supplementary groups too.
             command.uid(uid).gid(gid);
         }

@@ -5,6 +5,7 @@
 //! directory, and not (as stock does) in the store under a name that is no store path.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use nix::unistd::{Gid, Uid, User, fchownat, geteuid};
 
 use crate::failure::Failure;
 use crate::hooks::{Difference, show_difference};
-use crate::own::{kind, open_directory};
+use crate::own::{kind, open_directory, set_mode};
 use crate::room::Room;
 use crate::run::{Control, Job};
 use crate::sandbox::Identity;
@@ -63,8 +64,8 @@ impl Job {
         if let Some(rebuilt) = rebuilt {
             failure.message.push_str(&format!(" from \"{}\"", rebuilt.display()));
         }
-        if let (Identity::BuildUser { uid, .. }, Some(client)) = (self.user.identity(), self.options.client_uid)
-            && let Err(error) = give_away(room.path(), uid, client)
+        if let Identity::BuildUser { uid, count, .. } = self.user.identity()
+            && let Err(error) = give_away(room.path(), uid..uid.saturating_add(count), self.options.client_uid)
         {
             feed.note(&format!("cannot make the build directory yours: {error}"));
         }
@@ -74,15 +75,19 @@ impl Job {
     }
 }
 
-/// Makes everything in the directory `path` that belongs to `from` belong to `to`, and the directory itself.
+/// Makes everything in the directory `path` that belongs to one of the users `from` belong to `to`, and the directory
+/// itself. Programs that run as another user than who starts them are made ordinary ones; without `to` that is all.
 ///
 /// Only what the builder made is touched: it may have made hard links to other users' files. Nothing is changed by name
 /// after it was looked at, and no more than a few descriptors are held, however deep the tree is.
-fn give_away(path: &Path, from: u32, to: u32) -> io::Result<()> {
-    if to == 0 || !geteuid().is_root() {
+fn give_away(path: &Path, from: Range<u32>, to: Option<u32>) -> io::Result<()> {
+    if !geteuid().is_root() {
         return Ok(());
     }
-    let owner = Owner { from, to: Uid::from_raw(to), group: User::from_uid(Uid::from_raw(to))?.map(|user| user.gid) };
+    // Root can do all it wants with them as they are.
+    let to = to.map(Uid::from_raw).filter(|to| !to.is_root());
+    let group = to.map(User::from_uid).transpose()?.flatten().map(|user| user.gid);
+    let owner = Owner { from, to, group };
     let top = OwnedFd::from(File::open(path)?);
     let mut waiting = vec![owner.take_entries(top.as_fd())?];
     let mut current = top.try_clone()?;
@@ -97,13 +102,13 @@ fn give_away(path: &Path, from: u32, to: u32) -> io::Result<()> {
         current = open_directory(current.as_fd(), &name)?;
         waiting.push(owner.take_entries(current.as_fd())?);
     }
-    fchownat(&top, "", Some(owner.to), owner.group, AtFlags::AT_EMPTY_PATH)?;
+    fchownat(&top, "", owner.to, owner.group, AtFlags::AT_EMPTY_PATH)?;
     Ok(())
 }
 
 struct Owner {
-    from: u32,
-    to: Uid,
+    from: Range<u32>,
+    to: Option<Uid>,
     group: Option<Gid>,
 }
 
@@ -124,8 +129,12 @@ impl Owner {
                 other => other?,
             };
             let found = fstat(&file)?;
-            if found.st_uid == self.from {
-                fchownat(&file, "", Some(self.to), self.group, AtFlags::AT_EMPTY_PATH)?;
+            if self.from.contains(&found.st_uid) {
+                let mode = Mode::from_bits_truncate(found.st_mode);
+                if kind(&found) == SFlag::S_IFREG && mode.intersects(Mode::S_ISUID | Mode::S_ISGID) {
+                    set_mode(file.as_fd(), mode & !(Mode::S_ISUID | Mode::S_ISGID))?;
+                }
+                fchownat(&file, "", self.to, self.group, AtFlags::AT_EMPTY_PATH)?;
             }
             if kind(&found) == SFlag::S_IFDIR {
                 directories.push(name.to_owned());
@@ -138,7 +147,7 @@ impl Owner {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::{MetadataExt, chown, lchown, symlink};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 
     use nix::sys::stat::mkdirat;
 
@@ -169,7 +178,11 @@ mod tests {
             deep = open_directory(deep.as_fd(), Path::new("deeper")).unwrap();
             fchownat(&deep, "", Some(Uid::from_raw(BUILDER)), None, AtFlags::AT_EMPTY_PATH).unwrap();
         }
-        give_away(&room, BUILDER, CLIENT).unwrap();
+        let program = room.join("build/sub/file");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o6755)).unwrap();
+        give_away(&room, BUILDER..BUILDER + 1, None).unwrap();
+        assert_eq!(fs::metadata(&program).unwrap().mode() & 0o7777, 0o755);
+        give_away(&room, BUILDER - 5..BUILDER + 5, Some(CLIENT)).unwrap();
         let owner = |path: &Path| fs::symlink_metadata(path).unwrap().uid();
         for name in ["", "build", "build/sub", "build/sub/file", "build/link"] {
             assert_eq!(owner(&room.join(name)), CLIENT, "{name}");
@@ -177,7 +190,7 @@ mod tests {
         assert_eq!(fstat(&deep).unwrap().st_uid, CLIENT);
         assert_eq!(owner(&outside), 0);
         chown(room.join("build/sub/file"), Some(BUILDER), None).unwrap();
-        give_away(&room, BUILDER, 0).unwrap();
+        give_away(&room, BUILDER..BUILDER + 1, Some(0)).unwrap();
         assert_eq!(owner(&room.join("build/sub/file")), BUILDER);
     }
 }

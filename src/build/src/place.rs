@@ -18,6 +18,11 @@ use crate::sandbox::{Bind, HostView, SandboxView, View};
 /// What a fixed-output derivation needs of the host to reach the network.
 const NETWORK_FILES: [&str; 3] = ["/etc/resolv.conf", "/etc/services", "/etc/hosts"];
 
+/// What a derivation that requires the feature `kvm` needs.
+const KVM: &str = "/dev/kvm";
+/// How many user namespaces the kernel allows. Zero is how administrators forbid them.
+const MAX_USER_NAMESPACES: &str = "/proc/sys/user/max_user_namespaces";
+
 /// A build's surroundings.
 pub(crate) struct Place {
     pub(crate) view: View,
@@ -51,6 +56,10 @@ impl Place {
             Sandbox::Off => false,
             Sandbox::Relaxed => !no_chroot && !fixed_output,
         };
+        let sandboxed = sandboxed && sandbox_possible(job.options.sandbox_fallback)?;
+        if !sandboxed && job.user.identity().has_range() {
+            return Err(Failure::rejected("feature 'uid-range' is only supported in sandboxed builds"));
+        }
         let more = match &job.options.hooks.pre_build {
             Some(hook) => ask_pre_build(hook, &job.name(), sandboxed.then(|| room.root()).as_deref(), control)?,
             None => Vec::new(),
@@ -70,7 +79,10 @@ impl Place {
             return Ok(Self { view, host_network: true, build_dir_inside, inputs });
         }
 
-        let binds = binds(job, &more, fixed_output, &mut inputs)?;
+        let mut binds = binds(job, &more, fixed_output, &mut inputs)?;
+        if attributes.words("requiredSystemFeatures").unwrap_or_default().iter().any(|feature| feature == "kvm") {
+            binds.push(Bind { source: KVM.into(), target: KVM.into(), optional: true });
+        }
         let build_dir_inside = job.options.sandbox_build_dir.clone();
         let view = View::Sandbox(SandboxView {
             root: room.root().into(),
@@ -86,6 +98,21 @@ impl Place {
         });
         Ok(Self { view, host_network: fixed_output, build_dir_inside, inputs })
     }
+}
+
+/// Whether the kernel can make a sandbox. Where it cannot, builds are done without one, if the setting allows it.
+fn sandbox_possible(fallback: bool) -> Result<bool, Failure> {
+    let limit = fs::read_to_string(MAX_USER_NAMESPACES).unwrap_or_default();
+    if limit.trim() != "0" {
+        return Ok(true);
+    }
+    if fallback {
+        tracing::warn!("building without a sandbox: the kernel allows no user namespaces");
+        return Ok(false);
+    }
+    let text = "this system does not support the kernel namespaces that are required for sandboxing; use '--no-sandbox' \
+                to disable sandboxing";
+    Err(Failure::misc(text).by_settings())
 }
 
 /// Outputs that are valid already (when they are built again) must not be in the builder's way. In a sandbox they are

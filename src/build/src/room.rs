@@ -96,7 +96,7 @@ impl Room {
         };
         let make = |path: &Path, mode: u32, user: bool| -> io::Result<()> {
             DirBuilder::new().mode(0o700).create(path)?;
-            if let Identity::BuildUser { uid, gid } = identity {
+            if let Identity::BuildUser { uid, gid, .. } = identity {
                 chown(path, user.then_some(uid), Some(gid))?;
             }
             // Explicitly, because the umask has had its say.
@@ -147,7 +147,7 @@ impl Room {
         let path = self.build_dir().join(name);
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path)?;
         io::Write::write_all(&mut file, contents)?;
-        if let Identity::BuildUser { uid, gid } = identity {
+        if let Identity::BuildUser { uid, gid, .. } = identity {
             std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
         }
         Ok(())

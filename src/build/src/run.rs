@@ -166,7 +166,10 @@ impl Job {
             build_dir: &place.build_dir_inside,
             cores: self.options.cores,
             outputs: &self.outputs,
-            daemon_variable: &|name| std::env::var_os(name).map(OsStringExt::into_vec),
+            daemon_variable: &|name| match self.options.impure_env.get(name) {
+                Some(value) => Some(value.clone().into_bytes()),
+                None => std::env::var_os(name).map(OsStringExt::into_vec),
+            },
         };
         Environment::new(&self.drv, attributes, &around)
     }
@@ -179,6 +182,9 @@ impl Job {
             view: place.view.clone(),
             host_network: place.host_network,
             personality_32: PLATFORMS_32.contains(&self.drv.platform.as_slice()),
+            linux_26: self.options.linux_26,
+            filter_system_calls: self.options.filter_system_calls,
+            new_privileges: self.options.new_privileges,
             builder: self.drv.builder.clone().into(),
             args: [Raw::from(name)].into_iter().chain(environment.args.into_iter().map(Raw::from)).collect(),
             env: environment.variables.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{AccessFlags, access};
 use nix_compat::conf::{self, Settings};
 use nix_compat::store_path::StoreDir;
 
@@ -46,6 +47,9 @@ pub struct Locations {
     /// `NIX_DAEMON_SOCKET_PATH`, or `<state>/daemon-socket/socket`.
     pub socket: PathBuf,
 }
+
+/// Who may open it has the feature `kvm`, unless `system-features` says otherwise.
+const KVM: &str = "/dev/kvm";
 
 impl Locations {
     /// What a Nix client of this daemon needs in its environment.
@@ -118,6 +122,9 @@ pub fn load_settings(
     processors: u64,
 ) -> Result<(Settings, Vec<String>), ConfigError> {
     let mut settings = Settings::new(processors);
+    if access(KVM, AccessFlags::R_OK | AccessFlags::W_OK).is_ok() {
+        settings.system_features.insert("kvm".to_owned());
+    }
     let mut warnings = Vec::new();
     let mut lines = Vec::new();
     let file = conf_dir.join("nix.conf");

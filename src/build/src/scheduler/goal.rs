@@ -18,6 +18,7 @@ use crate::attributes::Attributes;
 use crate::failure::Failure;
 use crate::hooks::PostBuild;
 use crate::run::{Control, CpuTime, Job};
+use crate::users::needs_id_range;
 
 /// What is known of a derivation before anything is built.
 #[derive(Clone)]
@@ -257,7 +258,11 @@ impl Realisation {
         let closed = |_| Failure::misc("the daemon is stopping");
         let own_turn = self.session.jobs.clone().acquire_owned().await.map_err(closed)?;
         let turn = scheduler.jobs.clone().acquire_owned().await.map_err(closed)?;
-        let user = scheduler.users.lease(&self.session.options.users).await.map_err(Failure::misc)?;
+        let user = scheduler
+            .users
+            .lease(&self.session.options.users, needs_id_range(&plan.derivation.basic))
+            .await
+            .map_err(Failure::misc)?;
 
         let job = Job {
             store: scheduler.store.clone(),
@@ -338,6 +343,9 @@ impl Realisation {
                 "local builds are disabled (max-jobs = 0)\nHint: set 'max-jobs' to a non-zero value to enable local \
                  builds, or configure remote builders via 'builders'",
             );
+        }
+        if options.cgroups {
+            return fail("the setting 'use-cgroups' is enabled, but builds in cgroups are not supported");
         }
         if drv.is_builtin() {
             return fail(&format!("unsupported builtin builder '{}'", String::from_utf8_lossy(&drv.builder)));

@@ -7,4 +7,5 @@ mod failures;
 mod hooks;
 mod outputs;
 mod rig;
+mod settings;
 mod sharing;

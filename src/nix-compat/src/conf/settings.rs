@@ -127,7 +127,7 @@ settings! {
     /// Other systems whose programs run here.
     extra_platforms: BTreeSet<String> = default_platforms(), "extra-platforms";
     /// What derivations may require of the machine. Whether it has `kvm` is for the daemon to find out.
-    system_features: BTreeSet<String> = words(["nixos-test", "benchmark", "big-parallel"]), "system-features";
+    system_features: BTreeSet<String> = default_features(), "system-features";
     /// Experimental features switched on.
     experimental_features: BTreeSet<String> = BTreeSet::new(), "experimental-features";
     /// Environment variables given to impure derivations, as `name=value`.
@@ -265,6 +265,14 @@ fn default_platforms() -> BTreeSet<String> {
         ("x86_64", "linux") => words(["i686-linux"]),
         _ => BTreeSet::new(),
     }
+}
+
+fn default_features() -> BTreeSet<String> {
+    let mut features = words(["nixos-test", "benchmark", "big-parallel"]);
+    if std::env::consts::OS == "linux" {
+        features.insert("uid-range".to_owned());
+    }
+    features
 }
 
 fn list<const N: usize>(words: [&str; N]) -> Vec<String> {
