@@ -7,7 +7,8 @@
 //! | `place`, `room`, `environment`, `attributes`, `graphs` | where it runs, and what the builder is told |
 //! | [`helper`], [`sandbox`] | the process it runs in |
 //! | [`builtin`] | the builders that are part of Nix |
-//! | [`dump`], `output`, `signing` | taking what it left behind |
+//! | [`dump`], `output`, `signing`, `kept` | taking what it left behind, or keeping it |
+//! | `hooks` | programs that settings have run around it |
 //!
 //! A build happens in three processes: the daemon (everything but `sandbox`), its helper (one thread, [`sandbox_main`]),
 //! and the builder.
@@ -19,6 +20,8 @@ mod environment;
 mod failure;
 mod graphs;
 pub mod helper;
+mod hooks;
+mod kept;
 pub mod log;
 mod options;
 mod output;

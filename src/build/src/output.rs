@@ -183,7 +183,8 @@ impl Finished<'_> {
             self.drv_name(),
             self.display(path)
         );
-        Err(Failure::new(BuildStatus::NotDeterministic, text))
+        Err(Failure::new(BuildStatus::NotDeterministic, text)
+            .differs(path.clone(), self.scratch.get(name).unwrap_or(path).clone()))
     }
 }
 

@@ -99,7 +99,7 @@ impl Control {
         *place = Some(killer);
     }
 
-    fn check(&self) -> Result<(), Failure> {
+    pub(crate) fn check(&self) -> Result<(), Failure> {
         if self.cancelled.load(Ordering::Relaxed) { Err(Failure::cancelled()) } else { Ok(()) }
     }
 }
@@ -135,14 +135,14 @@ impl Job {
         };
         let room = Room::create(&builds_dir, identity).map_err(|e| no_room(&builds_dir, e))?;
         let exported = graphs::export(&self, &attributes, &closure)?;
-        let place = Place::new(&self, &attributes, &room, builds_dir, closure)?;
+        let place = Place::new(&self, &attributes, &room, builds_dir, closure, control)?;
 
         let environment = self.environment(&attributes, &place, &scratch, exported);
         for (name, contents) in &environment.files {
             room.add_file(name, contents, identity)
                 .map_err(|e| Failure::misc(format!("cannot write '{name}' for '{}': {e}", self.name())))?;
         }
-        let spec = self.spec(environment, &place);
+        let spec = self.spec(environment, &place, &scratch);
         let (helper, log) = Helper::spawn(&self.config.helper_exe, &spec)
             .map_err(|e| Failure::misc(format!("cannot start '{}': {e}", self.config.helper_exe.display())))?;
         control.arm(helper.killer().map_err(|e| Failure::misc(format!("cannot control the build: {e}")))?);
@@ -153,9 +153,8 @@ impl Job {
         let killed = self.follow(&helper, log, feed, &mut tail)?;
         let report =
             helper.wait().map_err(|e| Failure::misc(format!("cannot read the end of '{}': {e}", self.name())))?;
-        control.check()?;
 
-        let result = self.judge(killed, report, tail).and_then(|cpu| {
+        let result = control.check().and_then(|()| self.judge(killed, report, tail)).and_then(|cpu| {
             let finished = Finished {
                 job: &self,
                 attributes: &attributes,
@@ -167,13 +166,7 @@ impl Job {
             };
             finished.take_outputs().map(|outputs| Done { cpu, outputs })
         });
-        if result.is_err() && self.options.keep_failed {
-            match room.keep() {
-                Ok(path) => feed.note(&format!("note: keeping build directory \"{}\"", path.display())),
-                Err(error) => feed.note(&format!("cannot keep the build directory: {error}")),
-            }
-        }
-        result
+        result.map_err(|failure| self.look_after(failure, room, control, feed))
     }
 
     pub(crate) fn name(&self) -> String {
@@ -208,25 +201,31 @@ impl Job {
             cores: self.options.cores,
             outputs,
             exported: &exported,
-            daemon_variable: &|name| std::env::var_os(name).map(OsStringExt::into_vec),
+            daemon_variable: &|name| match self.options.impure_env.get(name) {
+                Some(value) => Some(value.clone().into_bytes()),
+                None => std::env::var_os(name).map(OsStringExt::into_vec),
+            },
         };
         Environment::new(&self.drv, attributes, &around)
     }
 
-    fn spec(&self, environment: Environment, place: &Place) -> Spec {
+    fn spec(&self, environment: Environment, place: &Place, outputs: &BTreeMap<OutputName, StorePath>) -> Spec {
         Spec {
             identity: self.user.identity(),
             view: place.view.clone(),
             host_network: place.host_network,
             personality_32: PLATFORMS_32.contains(&self.drv.platform.as_slice()),
-            program: self.program(environment),
+            program: self.program(environment, outputs),
+            linux_26: self.options.linux_26,
+            filter_system_calls: self.options.filter_system_calls,
+            new_privileges: self.options.new_privileges,
             work_dir: place.build_dir_inside.as_str().into(),
         }
     }
 
-    fn program(&self, environment: Environment) -> Program {
+    fn program(&self, environment: Environment, outputs: &BTreeMap<OutputName, StorePath>) -> Program {
         if let Some(builtin) = Builtin::named(&self.drv.builder) {
-            return Program::Builtin(Box::new(Task::new(builtin, self, environment)));
+            return Program::Builtin(Box::new(Task::new(builtin, self, outputs, environment)));
         }
         // The builder's own name is its first argument, without the directory.
         let name = self.drv.builder.rsplit(|&b| b == b'/').next().unwrap_or_default();
@@ -367,7 +366,7 @@ impl Job {
     }
 }
 
-fn signal_name(number: i32) -> String {
+pub(crate) fn signal_name(number: i32) -> String {
     match nix::sys::signal::Signal::try_from(number) {
         Ok(signal) => format!("{number} ({signal})"),
         Err(_) => number.to_string(),

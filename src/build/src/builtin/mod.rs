@@ -23,7 +23,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use nix_compat::content_address::Method;
-use nix_compat::derivation::{BasicDerivation, Output};
+use nix_compat::derivation::{BasicDerivation, Output, OutputName};
+use nix_compat::store_path::StorePath;
 use serde::{Deserialize, Serialize};
 
 pub use attributes::Attributes;
@@ -106,9 +107,14 @@ pub struct Task {
 
 impl Task {
     /// Blocks: the daemon's files are read here.
-    pub(crate) fn new(builtin: Builtin, job: &Job, environment: Environment) -> Self {
+    pub(crate) fn new(
+        builtin: Builtin,
+        job: &Job,
+        outputs: &BTreeMap<OutputName, StorePath>,
+        environment: Environment,
+    ) -> Self {
         let store_dir = job.store.store_dir();
-        let outputs = job.outputs.iter().map(|(name, path)| (name.to_string(), store_dir.display(path).into()));
+        let outputs = outputs.iter().map(|(name, path)| (name.to_string(), store_dir.display(path).into()));
         let variable = |name: &str| std::env::var(name).ok();
         let download = || Download::gather(&job.options.downloads, &variable);
         Self {

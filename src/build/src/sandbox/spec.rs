@@ -80,6 +80,12 @@ pub struct Spec {
     pub host_network: bool,
     /// Whether the builder is told that the machine has 32 bits.
     pub personality_32: bool,
+    /// Whether the builder is told that the kernel is a Linux 2.6.
+    pub linux_26: bool,
+    /// Whether system calls that make files special are refused.
+    pub filter_system_calls: bool,
+    /// Whether programs of the builder may gain privileges, as setuid programs do.
+    pub new_privileges: bool,
     /// What the builder is.
     pub program: Program,
     /// Its working directory, as the builder sees it.
@@ -115,9 +121,19 @@ pub enum Identity {
         uid: u32,
         /// Group id on the host.
         gid: u32,
+        /// How many ids it has, beginning with these. With more than one, the builder is root inside the sandbox, and
+        /// its other users are the rest.
+        count: u32,
     },
     /// The daemon runs as an ordinary user, and so does the builder: in a user namespace with only that user in it.
     Caller,
+}
+
+impl Identity {
+    /// Whether the builder has many ids, and is root inside the sandbox.
+    pub fn has_range(self) -> bool {
+        matches!(self, Self::BuildUser { count: 2.., .. })
+    }
 }
 
 /// What the builder sees of the filesystem.

@@ -17,7 +17,9 @@ use super::session::Session;
 use crate::attributes::Attributes;
 use crate::builtin::Builtin;
 use crate::failure::Failure;
+use crate::hooks::PostBuild;
 use crate::run::{Control, Done, Job};
+use crate::users::needs_id_range;
 
 /// A goal at work.
 pub(crate) struct Realisation {
@@ -132,7 +134,11 @@ impl Realisation {
         let closed = |_| Failure::misc("the daemon is stopping");
         let own_turn = self.session.jobs.clone().acquire_owned().await.map_err(closed)?;
         let turn = scheduler.jobs.clone().acquire_owned().await.map_err(closed)?;
-        let user = scheduler.users.lease(&self.session.options.users).await.map_err(Failure::misc)?;
+        let user = scheduler
+            .users
+            .lease(&self.session.options.users, needs_id_range(&plan.derivation.basic))
+            .await
+            .map_err(Failure::misc)?;
 
         let job = Job {
             store: scheduler.store.clone(),
@@ -155,6 +161,7 @@ impl Realisation {
             job.run(&control, &goal.feed)
         })
         .await?;
+        self.post_build_hook(done.outputs.values().cloned().collect()).await?;
 
         self.goal.add_roots(done.outputs.values().cloned());
         let mut result = plan.success_with(BuildStatus::Built, &done.outputs);
@@ -162,6 +169,29 @@ impl Realisation {
         (result.start_time, result.stop_time) = (started, now());
         (result.cpu_user, result.cpu_system) = (Some(done.cpu.user), Some(done.cpu.system));
         Ok(result)
+    }
+
+    /// Runs the post-build hook, which holds up nobody but who waits for this goal.
+    async fn post_build_hook(&self, outputs: BTreeSet<StorePath>) -> Result<(), Failure> {
+        if self.mode != BuildMode::Normal || self.session.options.hooks.post_build.is_none() {
+            return Ok(());
+        }
+        let closed = |_| Failure::misc("the daemon is stopping");
+        let turn = self.scheduler.post_build_hooks.clone().acquire_owned().await.map_err(closed)?;
+        let hook = PostBuild {
+            store_dir: self.scheduler.store.store_dir().clone(),
+            options: self.session.options.clone(),
+            config: self.scheduler.config.clone(),
+            drv: self.goal.key.drv.clone(),
+            outputs,
+        };
+        let cancel = CancelOnDrop(Arc::default());
+        let (control, goal) = (cancel.0.clone(), self.goal.clone());
+        blocking(move || {
+            let _held = turn;
+            Ok(hook.run(&control, &goal.feed)?)
+        })
+        .await
     }
 
     fn check_buildable(&self, plan: &Plan) -> Result<(), Failure> {
@@ -190,6 +220,9 @@ impl Realisation {
                 "local builds are disabled (max-jobs = 0)\nHint: set 'max-jobs' to a non-zero value to enable local \
                  builds, or configure remote builders via 'builders'",
             );
+        }
+        if options.cgroups {
+            return fail("the setting 'use-cgroups' is enabled, but builds in cgroups are not supported");
         }
         if drv.is_builtin() && Builtin::named(&drv.builder).is_none() {
             return fail(&format!("unsupported builtin builder '{}'", String::from_utf8_lossy(&drv.builder)));

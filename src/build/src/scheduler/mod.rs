@@ -16,6 +16,7 @@ mod resolved;
 mod session;
 mod status;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -36,12 +37,16 @@ use self::plan::Plan;
 use self::session::Session;
 use self::status::Running;
 use crate::failure::Failure;
+use crate::hooks::MAX_POST_BUILD_HOOKS;
 use crate::options::Options;
 use crate::run::default_build_dir;
 use crate::users::Users;
 
 pub use self::session::Events;
 pub use self::status::RunningBuild;
+
+/// Below the state directory, as in stock Nix since 2.30.
+const KEPT_DIR: &str = "builds";
 
 /// Where and how much the daemon builds.
 #[derive(Clone, Debug)]
@@ -50,18 +55,24 @@ pub struct BuildConfig {
     pub log_dir: PathBuf,
     /// Where build directories are made, unless a setting says otherwise.
     pub build_dir: PathBuf,
+    /// Where directories of failed builds are kept, unless a setting says otherwise. Users can enter it.
+    pub kept_dir: PathBuf,
     /// Where the store is mounted. Builders see it there.
     pub store_mount: PathBuf,
     /// The program that becomes the sandbox helper when called by that name.
     pub helper_exe: PathBuf,
     /// Builds at the same time on this machine, whoever wants them.
     pub max_jobs: usize,
+    /// What a Nix client in a hook needs in its environment to find this daemon.
+    pub client_env: Vec<(OsString, OsString)>,
 }
 
 impl BuildConfig {
     /// The usual places for a store with this state directory.
     pub fn new(state_dir: &Path, log_dir: PathBuf, store_mount: PathBuf, helper_exe: PathBuf, max_jobs: usize) -> Self {
-        Self { log_dir, build_dir: default_build_dir(state_dir), store_mount, helper_exe, max_jobs }
+        let build_dir = default_build_dir(state_dir);
+        let kept_dir = state_dir.join(KEPT_DIR);
+        Self { log_dir, build_dir, kept_dir, store_mount, helper_exe, max_jobs, client_env: Vec::new() }
     }
 }
 
@@ -71,6 +82,8 @@ pub struct Client {
     pub events: Arc<dyn Events>,
     /// The temporary roots of its connection.
     pub temp_roots: Arc<TempRoots>,
+    /// Its user on this machine, if the kernel has told.
+    pub uid: Option<u32>,
     /// Ends its request early. Dropping the request's future does the same without an answer.
     pub cancel: CancellationToken,
 }
@@ -82,6 +95,7 @@ pub struct Scheduler {
     substituter: Box<dyn Substituter>,
     graph: Arc<Graph>,
     jobs: Arc<Semaphore>,
+    post_build_hooks: Arc<Semaphore>,
     users: Arc<Users>,
     running: Arc<Running>,
 }
@@ -106,6 +120,7 @@ impl Scheduler {
             substituter,
             graph: Arc::default(),
             jobs,
+            post_build_hooks: Arc::new(Semaphore::new(MAX_POST_BUILD_HOOKS)),
             users: Arc::default(),
             running: Arc::default(),
         })
@@ -122,7 +137,7 @@ impl Scheduler {
         settings: Arc<Settings>,
         client: Client,
     ) -> Vec<(DerivedPath, BuildResult)> {
-        let options = Arc::new(Options::new(&settings));
+        let options = Arc::new(Options { client_uid: client.uid, ..Options::new(&settings) });
         let session = OpenSession(Session::open(client.events, client.temp_roots, options));
         let mut results: Vec<Option<BuildResult>> = Vec::new();
         results.resize(paths.len(), None);
@@ -161,7 +176,7 @@ impl Scheduler {
         settings: Arc<Settings>,
         client: Client,
     ) -> BuildResult {
-        let options = Arc::new(Options::new(&settings));
+        let options = Arc::new(Options { client_uid: client.uid, ..Options::new(&settings) });
         let session = OpenSession(Session::open(client.events, client.temp_roots, options));
         let key = GoalKey::inline(self.store.store_dir(), drv_path, &drv, mode);
         tokio::select! {

@@ -6,7 +6,9 @@
 mod builtins;
 mod downloads;
 mod failures;
+mod hooks;
 mod outputs;
 mod rig;
 mod server;
+mod settings;
 mod sharing;

@@ -199,10 +199,15 @@ impl Rig {
         std::fs::read_to_string(self.store.store_dir().display(path)).unwrap()
     }
 
+    /// Reads a file of an output through the mount.
+    pub(crate) fn read_below(&self, path: &StorePath, name: &str) -> String {
+        std::fs::read_to_string(format!("{}/{name}", self.store.store_dir().display(path))).unwrap()
+    }
+
     pub(crate) fn client(&self) -> (Arc<Log>, Client) {
         let log = Arc::new(Log::default());
         let temp_roots = Arc::new(self.store.new_temp_roots());
-        (log.clone(), Client { events: log, temp_roots, cancel: CancellationToken::new() })
+        (log.clone(), Client { events: log, temp_roots, uid: None, cancel: CancellationToken::new() })
     }
 
     pub(crate) async fn build(&self, drvs: &[&StorePath], extra: &[(&str, &str)]) -> (Vec<BuildResult>, Arc<Log>) {

@@ -24,7 +24,12 @@ fn check_mode(session: &Session, mode: BuildMode) -> Result<(), OpError> {
 fn client(session: &Session) -> ::build::Client {
     // Giving up is dropping the work, so nothing needs to be cancelled by name.
     let cancel = CancellationToken::new();
-    ::build::Client { events: session.events.clone(), temp_roots: session.temp_roots.clone(), cancel }
+    ::build::Client {
+        events: session.events.clone(),
+        temp_roots: session.temp_roots.clone(),
+        uid: Some(session.peer.uid),
+        cancel,
+    }
 }
 
 async fn realise(session: &Session, paths: Vec<DerivedPath>, mode: BuildMode) -> Vec<(DerivedPath, BuildResult)> {
