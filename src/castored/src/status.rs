@@ -10,9 +10,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ::daemon::client::ClientError;
 use ::daemon::{Daemon, Locations};
 use build::Scheduler;
+use remote::ClientError;
 use serde::{Deserialize, Serialize};
 use store::Store;
 use tokio::io::AsyncWriteExt;

@@ -12,7 +12,6 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use common::Rig;
-use daemon::client::ClientError;
 use daemon::{Extras, Recorder};
 use nix_compat::content_address::{ContentAddress, Method};
 use nix_compat::derivation::{BasicDerivation, Output, OutputName};
@@ -25,6 +24,7 @@ use nix_compat::worker::handshake::Trust;
 use nix_compat::worker::{
     AddToStore, AddToStoreNar, BuildMode, MethodText, Protocol, Request, Response, write_path_info,
 };
+use remote::ClientError;
 
 fn nar(contents: &[u8]) -> Vec<u8> {
     let mut nar = NarWriter::new(Vec::new());
