@@ -5,6 +5,7 @@
 //! | [`scheduler`] | who wants what, what depends on what, whose turn it is |
 //! | `run` | one build, from inputs to registered outputs |
 //! | `place`, `room`, `environment`, `attributes` | where it runs, and what the builder is told |
+//! | `remote` | builds on other machines |
 //! | [`helper`], [`sandbox`] | the process it runs in |
 //! | [`dump`], `output` | taking what it left behind |
 //!
@@ -21,6 +22,7 @@ mod options;
 mod output;
 mod own;
 mod place;
+mod remote;
 mod remove;
 mod room;
 mod run;

@@ -34,6 +34,9 @@ pub(crate) struct Options {
     pub(crate) extra_platforms: BTreeSet<String>,
     pub(crate) features: BTreeSet<String>,
     pub(crate) users: UserSource,
+    /// Other machines, as `builders` names them.
+    pub(crate) builders: String,
+    pub(crate) builders_use_substitutes: bool,
 }
 
 impl Options {
@@ -68,6 +71,8 @@ impl Options {
             system: settings.system.clone(),
             extra_platforms: settings.extra_platforms.clone(),
             features: settings.system_features.clone(),
+            builders: settings.builders.clone(),
+            builders_use_substitutes: settings.builders_use_substitutes,
             users: UserSource {
                 group: settings.build_users_group.clone().filter(|_| !settings.auto_allocate_uids),
                 first_id: u32::try_from(settings.start_id).unwrap_or(u32::MAX),

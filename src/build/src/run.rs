@@ -134,7 +134,7 @@ impl Job {
         control.arm(helper.killer().map_err(|e| Failure::misc(format!("cannot control the build: {e}")))?);
 
         let verb = if self.mode == BuildMode::Check { "checking outputs of" } else { "building" };
-        feed.started(self.name(), format!("{verb} '{}'", self.name()));
+        feed.started(self.name(), format!("{verb} '{}'", self.name()), String::new());
         let mut tail = Tail::new(self.options.log_lines);
         let killed = self.follow(&helper, log, feed, &mut tail)?;
         let report =

@@ -105,6 +105,7 @@ pub fn load_settings(
     processors: u64,
 ) -> Result<(Settings, Vec<String>), ConfigError> {
     let mut settings = Settings::new(processors);
+    settings.builders = format!("@{}", conf_dir.join("machines").display());
     let mut warnings = Vec::new();
     let mut lines = Vec::new();
     let file = conf_dir.join("nix.conf");

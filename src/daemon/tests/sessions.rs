@@ -270,7 +270,7 @@ fn clients_that_stall_in_the_middle_of_a_payload_stop_nobody() {
                 out.write_all(&bytes[..600_000])?;
                 Err(io::ErrorKind::Interrupted.into())
             });
-            assert!(matches!(cut, Err(ClientError::Broken(_))));
+            assert!(matches!(cut, Err(ClientError::Payload(_))));
             client
         })
         .collect();

@@ -59,6 +59,17 @@ pub enum ClientError {
     },
 }
 
+impl ClientError {
+    /// Whether the other end took too long, for as long as it may be silent or in all.
+    pub fn is_too_late(&self) -> bool {
+        match self {
+            Self::Silent(_) | Self::Late => true,
+            Self::Process { error, .. } => error.is_too_late(),
+            _ => false,
+        }
+    }
+}
+
 /// An error of a stream; one that has a limit of time is told apart by [`crate::wire`].
 impl From<io::Error> for ClientError {
     fn from(error: io::Error) -> Self {

@@ -12,6 +12,9 @@ const THIS_MACHINE: &str = "localhost";
 /// Options for ssh, as a shell would split them.
 const OPTIONS_VARIABLE: &str = "NIX_SSHOPTS";
 
+/// A daemon has nobody to ask for a password, and must learn of it when the other machine is gone.
+const OWN_OPTIONS: [&str; 3] = ["-oBatchMode=yes", "-oServerAliveInterval=30", "-oServerAliveCountMax=4"];
+
 /// Which protocol, and with it which program, is at the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -47,9 +50,9 @@ impl SshCommand {
         if let Some(port) = port {
             words.push(format!("-p{port}"));
         }
-        // A daemon has nobody to ask for a password.
-        words.push("-oBatchMode=yes".to_owned());
+        // Of several values of an option ssh takes the first, so ours come last.
         words.extend(split_words(options.unwrap_or_default()).map_err(|reason| wrong(reason.to_owned()))?);
+        words.extend(OWN_OPTIONS.map(str::to_owned));
         if let Some(key) = uri.param("ssh-key").filter(|key| !key.is_empty()) {
             words.extend(["-i".to_owned(), key.to_owned()]);
         }
@@ -157,15 +160,19 @@ mod tests {
         SshCommand::new(&StoreUri::parse(uri).unwrap(), kind, Some(options)).unwrap().words
     }
 
+    fn with_own<'a>(before: &[&'a str], after: &[&'a str]) -> Vec<&'a str> {
+        [before, &OWN_OPTIONS, after].concat()
+    }
+
     #[test]
     fn plain() {
         assert_eq!(
             words("ssh://a@b", Kind::Serve, ""),
-            ["ssh", "a@b", "-x", "-oBatchMode=yes", "--", "nix-store", "--serve", "--write"]
+            with_own(&["ssh", "a@b", "-x"], &["--", "nix-store", "--serve", "--write"])
         );
         assert_eq!(
             words("ssh-ng://b", Kind::Worker, ""),
-            ["ssh", "b", "-x", "-oBatchMode=yes", "--", "nix-daemon", "--stdio"]
+            with_own(&["ssh", "b", "-x"], &["--", "nix-daemon", "--stdio"])
         );
     }
 
@@ -175,26 +182,10 @@ mod tests {
                    &remote-store=/m?system-features=foo%20bar&max-connections=1";
         assert_eq!(
             words(uri, Kind::Worker, "-v '-oX=a b'  -o\\ y \"c'd\""),
-            [
-                "ssh",
-                "a@::1",
-                "-x",
-                "-p2222",
-                "-oBatchMode=yes",
-                "-v",
-                "-oX=a b",
-                "-o y",
-                "c'd",
-                "-i",
-                "/k",
-                "-C",
-                "--",
-                "nix",
-                "daemon",
-                "--stdio",
-                "--store",
-                "'/m?system-features=foo bar'",
-            ]
+            with_own(
+                &["ssh", "a@::1", "-x", "-p2222", "-v", "-oX=a b", "-o y", "c'd"],
+                &["-i", "/k", "-C", "--", "nix", "daemon", "--stdio", "--store", "'/m?system-features=foo bar'",],
+            )
         );
     }
 

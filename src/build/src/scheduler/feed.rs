@@ -84,10 +84,10 @@ impl Feed {
         }
     }
 
-    /// The builder starts.
-    pub(crate) fn started(&self, drv: String, text: String) {
+    /// The builder starts, on `machine` unless that is empty.
+    pub(crate) fn started(&self, drv: String, text: String, machine: String) {
         let mut state = self.0.lock();
-        let activity = BuildActivity { id: activity_id(), drv, text };
+        let activity = BuildActivity { id: activity_id(), drv, text, machine };
         state.watchers.iter().for_each(|watcher| watcher.session.build_started(&activity));
         state.run = Some(Run { activity, history: VecDeque::new(), bytes: 0, dropped: 0, phase: None });
     }
@@ -117,6 +117,12 @@ impl Feed {
     /// The present phase of a running build.
     pub(crate) fn current_phase(&self) -> Option<String> {
         self.0.lock().run.as_ref()?.phase.clone()
+    }
+
+    /// The other machine that a running build is on.
+    pub(crate) fn current_machine(&self) -> Option<String> {
+        let state = self.0.lock();
+        state.run.as_ref().map(|run| run.activity.machine.clone()).filter(|machine| !machine.is_empty())
     }
 
     /// A message to every watcher that is no line of the build's log.

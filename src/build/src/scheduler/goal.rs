@@ -16,6 +16,7 @@ use super::graph::{Goal, GoalKey, Graph};
 use super::session::Session;
 use crate::attributes::Attributes;
 use crate::failure::Failure;
+use crate::remote::{self, Place, Wish};
 use crate::run::{Control, CpuTime, Job};
 
 /// What is known of a derivation before anything is built.
@@ -251,11 +252,29 @@ impl Realisation {
 
     /// Waits for its turn, then builds.
     async fn build(&self, plan: Plan, inputs: BTreeSet<StorePath>) -> Result<BuildResult, Failure> {
-        self.check_buildable(&plan)?;
+        let started = now();
+        let wish = Wish {
+            drv: Arc::new(plan.derivation.basic.clone()),
+            has_input_drvs: !plan.derivation.input_drvs.is_empty(),
+            outputs: plan.outputs.iter().map(|(name, path)| (name.clone(), Some(path.clone()))).collect(),
+            inputs: inputs.clone(),
+            here: self.check_buildable(&plan),
+        };
+        let (own_turn, turn) = match remote::place(self, wish).await? {
+            Place::Here(own_turn, turn) => (own_turn, turn),
+            Place::Elsewhere(built) => {
+                let mut built_outputs = plan.success(BuildStatus::Built).built_outputs;
+                for (name, output) in &mut built_outputs {
+                    if let Some(path) = built.outputs.get(name) {
+                        output.path = path.clone();
+                    }
+                }
+                let (start_time, stop_time) = (started, now());
+                let status = BuildStatus::Built;
+                return Ok(BuildResult { status, built_outputs, start_time, stop_time, ..built.result });
+            }
+        };
         let scheduler = &self.scheduler;
-        let closed = |_| Failure::misc("the daemon is stopping");
-        let own_turn = self.session.jobs.clone().acquire_owned().await.map_err(closed)?;
-        let turn = scheduler.jobs.clone().acquire_owned().await.map_err(closed)?;
         let user = scheduler.users.lease(&self.session.options.users).await.map_err(Failure::misc)?;
 
         let job = Job {

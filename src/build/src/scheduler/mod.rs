@@ -7,11 +7,11 @@
 //! A finished goal is forgotten at once: whether something is valid is the store's knowledge alone.
 
 pub(crate) mod feed;
-mod goal;
-mod graph;
+pub(crate) mod goal;
+pub(crate) mod graph;
 mod missing;
 mod session;
-mod status;
+pub(crate) mod status;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,6 +33,7 @@ use self::session::Session;
 use self::status::Running;
 use crate::failure::Failure;
 use crate::options::Options;
+use crate::remote::Pool;
 use crate::run::default_build_dir;
 use crate::users::Users;
 
@@ -73,13 +74,15 @@ pub struct Client {
 
 /// Builds derivations for any number of clients.
 pub struct Scheduler {
-    store: Arc<Store>,
-    config: Arc<BuildConfig>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) config: Arc<BuildConfig>,
     substituter: Box<dyn Substituter>,
     graph: Arc<Graph>,
-    jobs: Arc<Semaphore>,
+    pub(crate) jobs: Arc<Semaphore>,
     users: Arc<Users>,
-    running: Arc<Running>,
+    pub(crate) running: Arc<Running>,
+    /// Other machines' places, shared by all clients.
+    pub(crate) pool: Arc<Pool>,
 }
 
 /// Ends a session however its request ends.
@@ -104,6 +107,7 @@ impl Scheduler {
             jobs,
             users: Arc::default(),
             running: Arc::default(),
+            pool: Arc::default(),
         })
     }
 
