@@ -5,6 +5,7 @@
 //! | [`scheduler`] | who wants what, what depends on what, whose turn it is |
 //! | `run` | one build, from inputs to registered outputs |
 //! | `place`, `room`, `environment`, `attributes`, `graphs` | where it runs, and what the builder is told |
+//! | `remote` | builds on other machines |
 //! | [`helper`], [`sandbox`] | the process it runs in |
 //! | [`builtin`] | the builders that are part of Nix |
 //! | [`dump`], `output`, `signing`, `kept` | taking what it left behind, or keeping it |
@@ -27,6 +28,7 @@ mod options;
 mod output;
 mod own;
 mod place;
+mod remote;
 mod remove;
 mod room;
 mod run;

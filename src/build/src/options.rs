@@ -50,6 +50,9 @@ pub(crate) struct Options {
     pub(crate) hooks: Hooks,
     /// The client's user, if the kernel has told.
     pub(crate) client_uid: Option<u32>,
+    /// Other machines, as `builders` names them.
+    pub(crate) builders: String,
+    pub(crate) builders_use_substitutes: bool,
 }
 
 impl Options {
@@ -88,6 +91,8 @@ impl Options {
             features: settings.system_features.clone(),
             experimental: settings.experimental_features.clone(),
             secret_key_files: settings.secret_key_files.clone(),
+            builders: settings.builders.clone(),
+            builders_use_substitutes: settings.builders_use_substitutes,
             users: UserSource {
                 group: settings.build_users_group.clone().filter(|_| !auto_allocate),
                 auto: auto_allocate,

@@ -26,7 +26,7 @@ use crate::environment::{Environment, Surroundings};
 use crate::failure::Failure;
 use crate::graphs::{self, Exported};
 use crate::helper::{Helper, Killer};
-use crate::log::{Line, LineSplitter, LogFile, Tail};
+use crate::log::{LineSplitter, LogFile, Tail};
 use crate::options::Options;
 use crate::output::Finished;
 use crate::place::Place;
@@ -148,7 +148,7 @@ impl Job {
         control.arm(helper.killer().map_err(|e| Failure::misc(format!("cannot control the build: {e}")))?);
 
         let verb = if self.mode == BuildMode::Check { "checking outputs of" } else { "building" };
-        feed.started(self.name(), format!("{verb} '{}'", self.name()));
+        feed.started(self.name(), format!("{verb} '{}'", self.name()), String::new());
         let mut tail = Tail::new(self.options.log_lines);
         let killed = self.follow(&helper, log, feed, &mut tail)?;
         let report =
@@ -253,15 +253,9 @@ impl Job {
         let mut file = self.log_file();
         let mut splitter = LineSplitter::default();
         let mut each = |line: &[u8]| {
-            match Line::of(line) {
-                Line::Phase(phase) => return feed.phase(phase),
-                Line::Other => return,
-                Line::Malformed(reason) => feed
-                    .note(&format!("warning: Unable to handle a JSON message from the derivation builder: {reason}")),
-                Line::Log => {}
+            if feed.builder_line(line) {
+                tail.push(line);
             }
-            feed.line(line);
-            tail.push(line);
         };
         let mut killed = None;
         let mut ended: Option<Instant> = None;

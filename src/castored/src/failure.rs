@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ::daemon::client::ClientError;
+use remote::ClientError;
 
 /// A command could not do what it was asked.
 #[derive(Debug, thiserror::Error)]

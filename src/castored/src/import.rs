@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use ::daemon::Locations;
-use ::daemon::client::{ClientError, Connection};
 use indicatif::{ProgressBar, ProgressStyle};
 use nix_compat::content_address::Method;
 use nix_compat::hash::Algorithm;
 use nix_compat::worker::{AddToStore, MethodText, Request, Response};
+use remote::{ClientError, Connection};
 use store::{AddOptions, Config, Store};
 
 use crate::failure::Failure;

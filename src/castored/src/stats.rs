@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use ::daemon::Locations;
-use ::daemon::client::ClientError;
+use remote::ClientError;
 use store::{Config, Store};
 
 use crate::failure::Failure;

@@ -10,9 +10,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ::daemon::client::ClientError;
 use ::daemon::{Daemon, Locations};
 use build::Scheduler;
+use remote::ClientError;
 use serde::{Deserialize, Serialize};
 use store::Store;
 use tokio::io::AsyncWriteExt;
@@ -52,6 +52,9 @@ pub(crate) struct BuildStatus {
     pub(crate) waits_for: Vec<String>,
     /// What the builder says it is doing.
     pub(crate) phase: Option<String>,
+    /// The other machine it runs on.
+    #[serde(default)]
+    pub(crate) machine: Option<String>,
     /// Seconds since its builder started; none while it waits.
     pub(crate) seconds: Option<u64>,
 }
@@ -113,6 +116,7 @@ impl Source {
                     interests: build.interests,
                     waits_for: build.waits_for.iter().map(|drv| self.store.store_dir().display(drv)).collect(),
                     phase: build.phase,
+                    machine: build.machine,
                     seconds: build.started.map(|started| now().saturating_sub(started)),
                 })
                 .collect(),
@@ -152,7 +156,9 @@ pub(crate) fn run(locations: &Locations, json: bool) -> Result<ExitCode, Failure
     for build in &status.builds {
         match build.seconds {
             Some(seconds) => {
-                println!("  {}  {}, {seconds} s", build.derivation, build.phase.as_deref().unwrap_or("building"));
+                let place = build.machine.as_ref().map(|machine| format!(" on {machine}")).unwrap_or_default();
+                let phase = build.phase.as_deref().unwrap_or("building");
+                println!("  {}  {phase}{place}, {seconds} s", build.derivation);
             }
             None if build.waits_for.is_empty() => println!("  {}  waits for its turn", build.derivation),
             None => println!("  {}  waits for {}", build.derivation, build.waits_for.join(", ")),

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 
-use ::daemon::client::ClientError;
 use ::daemon::{Locations, Trust};
+use remote::ClientError;
 
 use crate::daemon;
 use crate::failure::Failure;

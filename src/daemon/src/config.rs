@@ -125,6 +125,7 @@ pub fn load_settings(
     if access(KVM, AccessFlags::R_OK | AccessFlags::W_OK).is_ok() {
         settings.system_features.insert("kvm".to_owned());
     }
+    settings.builders = format!("@{}", conf_dir.join("machines").display());
     let mut warnings = Vec::new();
     let mut lines = Vec::new();
     let file = conf_dir.join("nix.conf");

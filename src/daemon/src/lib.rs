@@ -8,7 +8,6 @@
 //!                          └ events: log and activities ──> the client
 //! ```
 
-pub mod client;
 mod config;
 mod connection;
 mod context;

@@ -12,7 +12,6 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use common::Rig;
-use daemon::client::ClientError;
 use daemon::{Extras, Recorder};
 use nix_compat::content_address::{ContentAddress, Method};
 use nix_compat::derivation::{BasicDerivation, Output, OutputName};
@@ -25,6 +24,7 @@ use nix_compat::worker::handshake::Trust;
 use nix_compat::worker::{
     AddToStore, AddToStoreNar, BuildMode, MethodText, Protocol, Request, Response, write_path_info,
 };
+use remote::ClientError;
 
 fn nar(contents: &[u8]) -> Vec<u8> {
     let mut nar = NarWriter::new(Vec::new());
@@ -270,7 +270,7 @@ fn clients_that_stall_in_the_middle_of_a_payload_stop_nobody() {
                 out.write_all(&bytes[..600_000])?;
                 Err(io::ErrorKind::Interrupted.into())
             });
-            assert!(matches!(cut, Err(ClientError::Broken(_))));
+            assert!(matches!(cut, Err(ClientError::Payload(_))));
             client
         })
         .collect();

@@ -17,7 +17,9 @@
 //! | `nix-store --export` | [`export`] |
 //! | `.drv` files, output paths, placeholders | [`derivation`] |
 //! | `nix.conf` | [`conf`] |
+//! | a list of machines to build on, a store's URI | [`machines`], [`store_uri`] |
 //! | the bytes on the daemon's socket | [`wire`], [`worker`] |
+//! | what `nix-store --serve` speaks | [`serve`] |
 //!
 //! Three rules hold throughout. Types are valid by construction: a [`StorePath`](store_path::StorePath) that exists is
 //! a legal one. What comes from outside is never trusted for a size: no allocation follows a length that was read.
@@ -37,12 +39,15 @@ pub mod content_address;
 pub mod derivation;
 pub mod export;
 pub mod hash;
+pub mod machines;
 pub mod nar;
 pub mod narinfo;
 pub mod nixbase32;
 pub mod path_info;
 pub mod realisation;
+pub mod serve;
 pub mod signature;
 pub mod store_path;
+pub mod store_uri;
 pub mod wire;
 pub mod worker;

@@ -32,7 +32,9 @@ macro_rules! targets {
     };
 }
 
-targets! { conf, content_address, derivation, frames, nar, narinfo, request, signature, store_path, }
+targets! {
+    conf, content_address, derivation, frames, machines, nar, narinfo, request, serve, signature, store_path,
+}
 
 /// A target has inputs here and a binary there; nothing else lies about.
 #[test]

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 
 use super::session::{BuildActivity, Session, activity_id};
 use crate::failure::{Failure, render};
+use crate::log::Line;
 
 /// Log kept in memory for those who come later; what is older they find in the log file.
 const MAX_HISTORY: usize = 4 << 20;
@@ -113,12 +114,29 @@ impl Feed {
         }
     }
 
-    /// The builder starts.
-    pub(crate) fn started(&self, drv: String, text: String) {
+    /// The builder starts, on `machine` unless that is empty.
+    pub(crate) fn started(&self, drv: String, text: String, machine: String) {
         let mut state = self.0.lock();
-        let activity = BuildActivity { id: activity_id(), drv, text };
+        let activity = BuildActivity { id: activity_id(), drv, text, machine };
         state.watchers.iter().for_each(|watcher| watcher.session.build_started(&activity));
         state.run = Some(Run { activity, history: History::default(), phase: None });
+    }
+
+    /// A line that the builder has written: log, or a message in the form of one. Says whether it is log.
+    pub(crate) fn builder_line(&self, line: &[u8]) -> bool {
+        match Line::of(line) {
+            Line::Phase(phase) => {
+                self.phase(phase);
+                return false;
+            }
+            Line::Other => return false,
+            Line::Malformed(reason) => {
+                self.note(&format!("warning: Unable to handle a JSON message from the derivation builder: {reason}"))
+            }
+            Line::Log => {}
+        }
+        self.line(line);
+        true
     }
 
     /// A line of the builder's log.
@@ -132,7 +150,7 @@ impl Feed {
     /// The post-build hook starts.
     pub(crate) fn hook_started(&self, drv: String, text: String) {
         let mut state = self.0.lock();
-        let activity = BuildActivity { id: activity_id(), drv, text };
+        let activity = BuildActivity { id: activity_id(), drv, text, machine: String::new() };
         state.watchers.iter().for_each(|watcher| watcher.session.hook_started(&activity));
         state.hook = Some(Hook { activity, history: History::default() });
     }
@@ -163,6 +181,12 @@ impl Feed {
     /// The present phase of a running build.
     pub(crate) fn current_phase(&self) -> Option<String> {
         self.0.lock().run.as_ref()?.phase.clone()
+    }
+
+    /// The other machine that a running build is on.
+    pub(crate) fn current_machine(&self) -> Option<String> {
+        let state = self.0.lock();
+        state.run.as_ref().map(|run| run.activity.machine.clone()).filter(|machine| !machine.is_empty())
     }
 
     /// A message to every watcher that is no line of the build's log.

@@ -18,6 +18,7 @@ use crate::attributes::Attributes;
 use crate::builtin::Builtin;
 use crate::failure::Failure;
 use crate::hooks::PostBuild;
+use crate::remote::{self, Place, Wish};
 use crate::run::{Control, Done, Job};
 use crate::users::needs_id_range;
 
@@ -129,11 +130,25 @@ impl Realisation {
 
     /// Waits for its turn, then builds.
     async fn build(&self, plan: Plan, inputs: BTreeSet<StorePath>) -> Result<BuildResult, Failure> {
-        self.check_buildable(&plan)?;
+        let started = now();
+        let wish = Wish {
+            drv: Arc::new(plan.derivation.basic.clone()),
+            has_input_drvs: !plan.derivation.input_drvs.is_empty(),
+            outputs: plan.outputs.iter().map(|(name, output)| (name.clone(), output.path.clone())).collect(),
+            inputs: inputs.clone(),
+            here: self.check_buildable(&plan),
+        };
+        let (own_turn, turn) = match remote::place(self, wish).await? {
+            Place::Here(own_turn, turn) => (own_turn, turn),
+            Place::Elsewhere(built) => {
+                self.note_outputs(&plan, built.outputs.clone()).await?;
+                let built_outputs = plan.success_with(BuildStatus::Built, &built.outputs).built_outputs;
+                let (start_time, stop_time) = (started, now());
+                let status = BuildStatus::Built;
+                return Ok(BuildResult { status, built_outputs, start_time, stop_time, ..built.result });
+            }
+        };
         let scheduler = &self.scheduler;
-        let closed = |_| Failure::misc("the daemon is stopping");
-        let own_turn = self.session.jobs.clone().acquire_owned().await.map_err(closed)?;
-        let turn = scheduler.jobs.clone().acquire_owned().await.map_err(closed)?;
         let user = scheduler
             .users
             .lease(&self.session.options.users, needs_id_range(&plan.derivation.basic))

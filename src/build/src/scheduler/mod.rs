@@ -7,14 +7,14 @@
 //! A finished goal is forgotten at once: whether something is valid is the store's knowledge alone.
 
 pub(crate) mod feed;
-mod goal;
-mod graph;
+pub(crate) mod goal;
+pub(crate) mod graph;
 mod inputs;
 mod missing;
 pub(crate) mod plan;
 mod resolved;
 mod session;
-mod status;
+pub(crate) mod status;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -39,6 +39,7 @@ use self::status::Running;
 use crate::failure::Failure;
 use crate::hooks::MAX_POST_BUILD_HOOKS;
 use crate::options::Options;
+use crate::remote::Pool;
 use crate::run::default_build_dir;
 use crate::users::Users;
 
@@ -90,14 +91,16 @@ pub struct Client {
 
 /// Builds derivations for any number of clients.
 pub struct Scheduler {
-    store: Arc<Store>,
-    config: Arc<BuildConfig>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) config: Arc<BuildConfig>,
     substituter: Box<dyn Substituter>,
     graph: Arc<Graph>,
-    jobs: Arc<Semaphore>,
+    pub(crate) jobs: Arc<Semaphore>,
     post_build_hooks: Arc<Semaphore>,
     users: Arc<Users>,
-    running: Arc<Running>,
+    pub(crate) running: Arc<Running>,
+    /// Other machines' places, shared by all clients.
+    pub(crate) pool: Arc<Pool>,
 }
 
 /// Ends a session however its request ends.
@@ -123,6 +126,7 @@ impl Scheduler {
             post_build_hooks: Arc::new(Semaphore::new(MAX_POST_BUILD_HOOKS)),
             users: Arc::default(),
             running: Arc::default(),
+            pool: Arc::default(),
         })
     }
 

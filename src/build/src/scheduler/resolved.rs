@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nix_compat::content_address::Method;
-use nix_compat::derivation::{BasicDerivation, Derivation, OutputName};
+use nix_compat::derivation::{BasicDerivation, Derivation, Output, OutputName};
 use nix_compat::hash::Algorithm;
 use nix_compat::realisation::{DrvOutput, Realisation as Noted};
 use nix_compat::store_path::StorePath;
@@ -64,6 +64,18 @@ impl Realisation {
         };
         let named = plan.success_with(status, &made);
         Ok(BuildResult { status, built_outputs: named.built_outputs, ..(*result).clone() })
+    }
+
+    /// Notes what the outputs of a build on another machine turned out to be.
+    pub(super) async fn note_outputs(&self, plan: &Plan, made: BTreeMap<OutputName, StorePath>) -> Result<(), Failure> {
+        self.goal.add_roots(made.values().cloned());
+        let floating = |output: &Output| matches!(output, Output::Floating { .. });
+        if !plan.derivation.basic.outputs.values().any(floating) {
+            return Ok(());
+        }
+        let (store, plan, keys) =
+            (self.scheduler.store.clone(), plan.clone(), self.session.options.secret_key_files.clone());
+        blocking(move || note_realisations(&store, &plan, &InputPaths::new(), &made, &Signer::new(&keys)?)).await
     }
 
     /// Puts a derivation into the store, as its owner would have.

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use nix_compat::machines::{self, Machine};
 use nix_compat::worker::stderr::{ActivityKind, Field, Message, ResultKind, Verbosity};
 use parking_lot::Mutex;
 use store::TempRoots;
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, Semaphore};
 
 use crate::options::Options;
 
@@ -33,6 +34,8 @@ pub(crate) struct Session {
     pub(crate) options: Arc<Options>,
     /// Builds at the same time that the client allows.
     pub(crate) jobs: Arc<Semaphore>,
+    /// The machines its settings name, once somebody wanted to know.
+    pub(crate) machines: OnceCell<Result<Arc<[Machine]>, machines::Error>>,
     state: Mutex<State>,
 }
 
@@ -56,6 +59,8 @@ pub(crate) struct BuildActivity {
     pub(crate) id: u64,
     pub(crate) drv: String,
     pub(crate) text: String,
+    /// The other machine that it runs on; empty for this one.
+    pub(crate) machine: String,
 }
 
 impl Session {
@@ -94,7 +99,7 @@ impl Session {
             events.emit(result(state.realise, ResultKind::SetExpected, fields));
         }
         let jobs = Arc::new(Semaphore::new(options.max_jobs.clamp(1, Semaphore::MAX_PERMITS)));
-        Arc::new(Self { events, temp_roots, options, jobs, state: Mutex::new(state) })
+        Arc::new(Self { events, temp_roots, options, jobs, machines: OnceCell::new(), state: Mutex::new(state) })
     }
 
     /// Ends everything that is still open. Nothing is sent afterwards.
@@ -130,7 +135,7 @@ impl Session {
             text: build.text.clone().into_bytes(),
             fields: vec![
                 Field::Text(build.drv.clone().into_bytes()),
-                Field::Text(Vec::new()),
+                Field::Text(build.machine.clone().into_bytes()),
                 Field::Int(1),
                 Field::Int(1),
             ],

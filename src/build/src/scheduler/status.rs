@@ -17,6 +17,8 @@ pub struct RunningBuild {
     pub started: Option<u64>,
     /// The phase its builder last announced.
     pub phase: Option<String>,
+    /// The other machine it runs on.
+    pub machine: Option<String>,
     /// Requests and other goals that want it.
     pub interests: usize,
     /// Goals it waits for.
@@ -49,6 +51,7 @@ impl Running {
                 drv: goal.key.drv.clone(),
                 started: started.get(&goal.key).copied(),
                 phase: goal.feed.current_phase(),
+                machine: goal.feed.current_machine(),
                 interests,
                 waits_for: goal.needs(),
             })

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use build::{BuildConfig, Scheduler};
-use daemon::client::Connection;
 use daemon::{Daemon, Door, Extras, Locations};
 use nix_compat::conf::Settings;
 use nix_compat::store_path::StoreDir;
+use remote::Connection;
 use store::{Config, Store};
 use substitute::NoSubstituter;
 

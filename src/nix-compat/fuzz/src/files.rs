@@ -1,9 +1,11 @@
-//! Formats of whole files: derivations, narinfos, nix.conf.
+//! Formats of whole files: derivations, narinfos, nix.conf, lists of machines.
 
 use nix_compat::conf::{self, Settings};
 use nix_compat::derivation::{Derivation, HashModulo};
+use nix_compat::machines;
 use nix_compat::narinfo::{Error, NarInfo};
 use nix_compat::store_path::{StoreDir, text_path};
+use nix_compat::store_uri::StoreUri;
 
 /// A `.drv` file of the name `x`.
 pub fn derivation(input: &[u8]) {
@@ -99,4 +101,27 @@ pub fn conf(input: &[u8]) {
         }
     }
     let _ = settings.public_keys();
+}
+
+/// A list of machines. NUL bytes divide the input into files, as for [`conf`].
+pub fn machines(input: &[u8]) {
+    let files: Vec<String> = input.split(|byte| *byte == 0).map(|f| String::from_utf8_lossy(f).into_owned()).collect();
+    let systems = ["here".to_owned()].into();
+    let mut include = |path: &str| match path.parse::<usize>() {
+        Ok(number) => Ok(files.get(number).cloned()),
+        Err(error) => Err(error.to_string()),
+    };
+    let machines = match machines::parse(&files[0], &systems, &mut include) {
+        Ok(machines) => machines,
+        Err(error) => {
+            let _ = error.to_string();
+            return;
+        }
+    };
+    for machine in machines {
+        assert!(machine.speed_factor.is_finite() && machine.speed_factor > 0.0);
+        assert_eq!(StoreUri::parse(&machine.store.to_string()), Ok(machine.store.clone()));
+        let mandatory = machine.mandatory_features.iter().map(String::as_str);
+        assert!(machine.builds("builtin", mandatory));
+    }
 }

@@ -10,6 +10,6 @@ mod messages;
 mod texts;
 
 pub use archives::nar;
-pub use files::{conf, derivation, narinfo};
-pub use messages::{frames, request};
+pub use files::{conf, derivation, machines, narinfo};
+pub use messages::{frames, request, serve};
 pub use texts::{content_address, signature, store_path};

@@ -1,5 +1,6 @@
-//! The worker protocol's byte layer and its requests.
+//! The worker protocol's byte layer and its requests; the serve protocol.
 
+use nix_compat::serve;
 use nix_compat::store_path::StoreDir;
 use nix_compat::wire::{Frame, FrameDecoder, Invalid, ReadError, Reader, Writer};
 use nix_compat::worker::{Features, NEWEST_MINOR, OLDEST_MINOR, Protocol, Request};
@@ -154,4 +155,55 @@ fn by_definition(stream: &[u8]) -> Outcome {
         }
     };
     Outcome { payload, used, end }
+}
+
+/// A message of the serve protocol. The first byte chooses the minor version, the second what the message is: a request,
+/// or the answer to one of some requests.
+pub fn serve(input: &[u8]) {
+    let [minor, kind, message @ ..] = input else { return };
+    let minor = serve::OLDEST_MINOR + u16::from(*minor) % (serve::NEWEST_MINOR - serve::OLDEST_MINOR + 1);
+    let protocol = serve::Protocol { minor, store_dir: StoreDir::default() };
+    let paths = Default::default();
+    let request = match kind % 4 {
+        0 => {
+            return comes_back(message, |r| serve::Request::decode(r, &protocol), |m, w| m.encode(&protocol, w));
+        }
+        1 => serve::Request::QueryPathInfos(paths),
+        2 => serve::Request::QueryClosure { include_outputs: true, paths },
+        _ => {
+            return comes_back(
+                message,
+                |r| serve::read_build_result(r, &protocol),
+                |m, w| serve::write_build_result(m, &protocol, w),
+            );
+        }
+    };
+    comes_back(message, |r| serve::Response::decode(&request, r, &protocol), |m, w| m.encode(&protocol, w));
+}
+
+/// What is read takes no more than its own bytes, needs all of them, and reads the same when it is written again.
+fn comes_back<T: PartialEq + std::fmt::Debug>(
+    message: &[u8],
+    decode: impl Fn(&mut Reader<'_>) -> Result<T, ReadError>,
+    encode: impl Fn(&T, &mut Writer),
+) {
+    let mut reader = Reader::new(message);
+    let value = match decode(&mut reader) {
+        Ok(value) => value,
+        Err(ReadError::Incomplete { needed }) => return assert!(needed > message.len()),
+        Err(ReadError::Invalid(invalid)) => return drop(invalid.to_string()),
+    };
+    let end = reader.position();
+    assert_eq!(decode(&mut Reader::new(&message[..end])).unwrap(), value);
+    for length in [0, end / 2, end - 1] {
+        match decode(&mut Reader::new(&message[..length])) {
+            Err(ReadError::Incomplete { needed }) => assert!(length < needed && needed <= end),
+            other => panic!("{length} of {end} bytes gave {other:?}"),
+        }
+    }
+    let mut writer = Writer::new();
+    encode(&value, &mut writer);
+    let mut reader = Reader::new(writer.as_bytes());
+    assert_eq!(decode(&mut reader).unwrap(), value);
+    assert_eq!(reader.position(), writer.len());
 }

@@ -9,7 +9,7 @@ use crate::store_path::StorePath;
 use crate::wire::{Invalid, MAX_STRING, ReadError, Reader, Writer};
 
 /// Reads the derivation of `drv_path`, whose name is not sent.
-pub(super) fn read_derivation(
+pub(crate) fn read_derivation(
     reader: &mut Reader<'_>,
     protocol: &Protocol,
     drv_path: &StorePath,
@@ -45,7 +45,7 @@ pub(super) fn read_derivation(
 }
 
 /// The way back from [`read_derivation`].
-pub(super) fn write_derivation(derivation: &BasicDerivation, protocol: &Protocol, writer: &mut Writer) {
+pub(crate) fn write_derivation(derivation: &BasicDerivation, protocol: &Protocol, writer: &mut Writer) {
     writer.list(&derivation.outputs, |writer, (name, output)| {
         name.write(protocol, writer);
         let (path, algorithm, hash) = output.to_fields(&protocol.store_dir);

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod derivations;
+mod machines;
 mod narinfos;
 mod nars;
 mod path_infos;

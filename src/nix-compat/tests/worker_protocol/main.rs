@@ -1,4 +1,4 @@
-//! The worker protocol's encodings: golden vectors, recorded sessions of stock Nix, and properties of every message at
+//! The worker and the serve protocol's encodings: golden vectors, recorded sessions of stock Nix, and properties of every message at
 //! every version.
 
 // clippy.toml allows it in test functions only, not in their helpers.
@@ -9,6 +9,6 @@ mod golden;
 mod handshake;
 mod properties;
 mod recordings;
-
+mod serve;
 mod strategies;
 mod support;

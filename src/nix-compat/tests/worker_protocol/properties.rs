@@ -15,12 +15,12 @@ use crate::support::{all_protocols, protocol};
 const SAMPLES: u32 = 8;
 
 /// Draws a value, reproducibly.
-fn sample<T: std::fmt::Debug>(runner: &mut TestRunner, strategy: &impl Strategy<Value = T>) -> T {
+pub(crate) fn sample<T: std::fmt::Debug>(runner: &mut TestRunner, strategy: &impl Strategy<Value = T>) -> T {
     strategy.new_tree(runner).unwrap().current()
 }
 
 /// Checks that `decode` finds exactly the message in `encoded`: the same value, not a byte further, and never with less.
-fn check<T: std::fmt::Debug + PartialEq>(
+pub(crate) fn check<T: std::fmt::Debug + PartialEq>(
     value: &T,
     encoded: &[u8],
     decode: impl Fn(&mut Reader<'_>) -> Result<T, ReadError>,
