@@ -3,6 +3,7 @@
 //! Every test has a store of its own. Without root or FUSE they say so and pass.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod addressed;
 mod builtins;
 mod downloads;
 mod failures;
