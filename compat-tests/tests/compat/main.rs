@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod builds;
+mod builtins;
 mod clients;
 mod command_line;
 mod crash;
