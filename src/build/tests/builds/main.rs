@@ -3,6 +3,8 @@
 //! Every test has a store of its own. Without root or FUSE they say so and pass.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod attacks;
+mod attacks_inside;
 mod failures;
 mod hooks;
 mod outputs;
