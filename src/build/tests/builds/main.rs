@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod addressed;
+mod attacks;
+mod attacks_inside;
 mod builtins;
 mod downloads;
 mod failures;
