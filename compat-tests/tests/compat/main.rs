@@ -17,6 +17,7 @@ mod many;
 mod mount;
 mod nixos;
 mod remote;
+mod serve_vectors;
 mod stdio;
 mod streams;
 mod upstream_formats;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod failures;
+mod machines;
 mod outputs;
 mod rig;
 mod sharing;
