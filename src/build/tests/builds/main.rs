@@ -10,6 +10,7 @@ mod builtins;
 mod downloads;
 mod failures;
 mod hooks;
+mod machines;
 mod outputs;
 mod rig;
 mod server;
