@@ -92,7 +92,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode, Failure> {
     state::prepare(&locations)?;
     let store = Store::open(Config::new(locations.store_dir.clone(), &locations.state_dir))?;
     let store_dir = PathBuf::from(locations.store_dir.as_str());
-    state::check_store_dir(&store_dir)?;
+    state::prepare_store_dir(&store_dir)?;
     let mount = Mount::new(store.clone(), &store_dir, mount::Options::default())?;
     let served = runtime.block_on(serve(store.clone(), settings, locations, grpc, extras, store_dir, termination));
     // Sessions and builds that are still running end here.

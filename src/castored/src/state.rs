@@ -1,6 +1,7 @@
 //! The state directory as stock tools expect it, and the guard against those that would bypass the daemon.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -8,14 +9,17 @@ use ::daemon::Locations;
 
 use crate::failure::Failure;
 
-/// What stands in `db/schema`. Stock Nix run as root would open the database itself; it stops at a schema newer
-/// than any it knows, and says so.
-const SCHEMA: &str = "9999";
-
 /// What stock keeps in the store directory beside store paths: the files that equal ones are linked to.
+///
+/// Stock Nix run as root without a daemon opens the store itself, and makes this directory before anything else. Under
+/// the mount it is a file of ours: as long as castored runs the mount is read-only, and while it does not, this name is
+/// taken. Either way stock stops before it writes. (A schema number in `db` that no stock knows would stop it as well,
+/// but also where it opens another store with this state directory, which harms nobody.)
 const LINKS: &str = ".links";
+/// What is in that file.
+const GUARD: &str = "This store directory belongs to castored. Start its daemon, and use it with NIX_REMOTE=daemon.\n";
 
-/// Makes the directories and writes the guard.
+/// Makes the directories.
 ///
 /// # Errors
 /// [`Failure::StockDatabase`] when a stock store lives there. A database without paths, as `nix-store --init` makes it,
@@ -34,17 +38,30 @@ pub(crate) fn prepare(locations: &Locations) -> Result<(), Failure> {
     for dir in ["gcroots/per-user", "profiles/per-user"] {
         make(&state.join(dir), 0o1777)?;
     }
-    set_mode(&state.join("castored"), 0o700)?;
-    let schema = state.join("db/schema");
-    fs::write(&schema, SCHEMA).map_err(Failure::file("write", &schema))
+    set_mode(&state.join("castored"), 0o700)
 }
 
-/// Whether something lies in the store directory that a mount would hide.
+/// Makes sure that nothing lies in the store directory that a mount would hide, and leaves the [guard](LINKS) there.
 ///
 /// # Errors
 /// [`Failure::StoreDirInUse`].
-pub(crate) fn check_store_dir(store_dir: &Path) -> Result<(), Failure> {
-    if is_empty(store_dir) { Ok(()) } else { Err(Failure::StoreDirInUse(store_dir.to_owned())) }
+pub(crate) fn prepare_store_dir(store_dir: &Path) -> Result<(), Failure> {
+    if !is_empty(store_dir) {
+        return Err(Failure::StoreDirInUse(store_dir.to_owned()));
+    }
+    if fs::symlink_metadata(store_dir).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+        fs::create_dir_all(store_dir).map_err(Failure::file("create", store_dir))?;
+    }
+    let guard = store_dir.join(LINKS);
+    // Of a stock store that never held a path. With links in it, it stays, and there is no guard.
+    let _ = fs::remove_dir(&guard);
+    if !guard.exists()
+        && let Err(error) = fs::write(&guard, GUARD)
+    {
+        // What a dead daemon left mounted cannot be written to, and has the guard below it.
+        tracing::debug!(%error, guard = %guard.display(), "cannot leave a guard in the store directory");
+    }
+    Ok(())
 }
 
 /// Whether no path lies in a store directory. A mount that a dead daemon left behind cannot be read, and counts as empty:
@@ -78,10 +95,13 @@ mod tests {
         fs::create_dir_all(store.join(LINKS)).unwrap();
         fs::create_dir_all(locations.state_dir.join("db")).unwrap();
         fs::write(locations.state_dir.join("db/db.sqlite"), "").unwrap();
-        prepare(&locations).unwrap();
-        check_store_dir(store).unwrap();
+        for _ in 0..2 {
+            prepare(&locations).unwrap();
+            prepare_store_dir(store).unwrap();
+            assert!(store.join(LINKS).is_file());
+        }
         fs::write(store.join("a-path"), "").unwrap();
         assert!(matches!(prepare(&locations), Err(Failure::StockDatabase(_))));
-        assert!(matches!(check_store_dir(store), Err(Failure::StoreDirInUse(_))));
+        assert!(matches!(prepare_store_dir(store), Err(Failure::StoreDirInUse(_))));
     }
 }

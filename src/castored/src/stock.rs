@@ -33,7 +33,8 @@ struct Asked {
 pub(crate) fn run(arguments: &[OsString]) -> Result<ExitCode, Failure> {
     let asked = parse(arguments)?;
     if asked.version {
-        println!("nix-daemon (castored) {}", env!("CARGO_PKG_VERSION"));
+        // Scripts take the third word for the version of Nix.
+        println!("nix-daemon (castored) {}", ::daemon::NIX_VERSION);
         return Ok(ExitCode::SUCCESS);
     }
     let locations = Locations::from_env(|name| std::env::var_os(name))?;
