@@ -65,6 +65,8 @@ pub(crate) fn read(tests: &Path) -> Result<Vec<Case>> {
 /// Each suite is a dictionary: its `'name'`, its `'tests'`, then its `'workdir'`. Strings are in single quotes.
 fn parse(meson: &str, directory: &str, cases: &mut Vec<Case>) {
     let (mut suite, mut in_tests, mut awaits_name) = (String::new(), false, false);
+    // What follows the suites reads from them.
+    let meson = meson.split("\nforeach ").next().unwrap_or_default();
     let uncommented = meson.lines().map(|line| line.split('#').next().unwrap_or_default()).collect::<String>();
     // What is between quotes is every second piece.
     for string in uncommented.split('\'').skip(1).step_by(2) {
@@ -93,7 +95,8 @@ mod tests {
     #[test]
     fn suites_are_read_from_meson() {
         let meson = "suites += {\n  'name': 'ca',\n  'deps': [],\n  'tests': [\n    'gc.sh', # 'no.sh'\n    'build.sh',\n  ],\n  \
-                     'workdir': meson.current_source_dir(),\n}\ntest('x.sh')\n";
+                     'workdir': meson.current_source_dir(),\n}\nforeach suite : suites\n \
+                     suite['tests']\n 'x.sh'\n";
         let mut cases = Vec::new();
         parse(meson, "ca", &mut cases);
         let names: Vec<String> = cases.iter().map(Case::name).collect();
