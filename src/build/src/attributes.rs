@@ -1,5 +1,7 @@
 //! The settings a derivation makes about its own build: plain environment variables, or structured attributes.
 
+use std::collections::BTreeMap;
+
 use nix_compat::derivation::BasicDerivation;
 use serde_json::{Map, Value};
 
@@ -13,12 +15,14 @@ pub(crate) struct Attributes<'a> {
 /// Attributes that cannot be obeyed. None is ever passed over: what it asks for may be somebody's protection.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AttributeError {
+    #[error("odd number of tokens in 'exportReferencesGraph': '{0}' has no path")]
+    UnpairedGraph(String),
+    #[error("invalid file name '{0}' in 'exportReferencesGraph'")]
+    GraphFileName(String),
     #[error("the structured attributes are no JSON object: {0}")]
     Json(#[from] serde_json::Error),
     #[error("the attribute '{name}' must be {wanted}")]
     Type { name: String, wanted: &'static str },
-    #[error("the attribute '{0}' is not supported")]
-    Unsupported(&'static str),
 }
 
 /// What is demanded of one output.
@@ -55,14 +59,8 @@ impl<'a> Attributes<'a> {
     }
 
     fn check(&self) -> Result<(), AttributeError> {
-        const EXPORT: &str = "exportReferencesGraph";
-        let Some(json) = &self.structured else {
-            let exports = self.drv.env(EXPORT).is_some_and(|text| !text.trim_ascii().is_empty());
-            return if exports { Err(AttributeError::Unsupported(EXPORT)) } else { Ok(()) };
-        };
-        if json.get(EXPORT).is_some_and(|graphs| graphs.as_object().is_none_or(|graphs| !graphs.is_empty())) {
-            return Err(AttributeError::Unsupported(EXPORT));
-        }
+        self.exported_graphs()?;
+        let Some(json) = &self.structured else { return Ok(()) };
         for name in ["requiredSystemFeatures", "impureEnvVars"] {
             if json.get(name).is_some_and(|value| strings(value).is_none()) {
                 return Err(wrong(name, STRINGS));
@@ -100,6 +98,39 @@ impl<'a> Attributes<'a> {
                 .env(name)
                 .map(|text| String::from_utf8_lossy(text).split_ascii_whitespace().map(str::to_owned).collect()),
         }
+    }
+
+    /// Which closures the builder wants to be told: by file or attribute name, the paths they begin with.
+    pub(crate) fn exported_graphs(&self) -> Result<BTreeMap<String, Vec<String>>, AttributeError> {
+        const NAME: &str = "exportReferencesGraph";
+        let Some(json) = &self.structured else {
+            let words = self.words(NAME).unwrap_or_default();
+            let mut graphs = BTreeMap::new();
+            for pair in words.chunks(2) {
+                let [file, path] = pair else { return Err(AttributeError::UnpairedGraph(pair.concat())) };
+                if !is_graph_file_name(file) {
+                    return Err(AttributeError::GraphFileName(file.clone()));
+                }
+                graphs.insert(file.clone(), vec![path.clone()]);
+            }
+            return Ok(graphs);
+        };
+        let Some(graphs) = json.get(NAME) else { return Ok(BTreeMap::new()) };
+        let graphs = graphs.as_object().ok_or_else(|| wrong(NAME, OBJECT))?;
+        let each = |(name, value): (&String, &Value)| {
+            let mut paths = Vec::new();
+            // Lists within lists are what `closureInfo` and the like come down to.
+            let mut todo = vec![value];
+            while let Some(value) = todo.pop() {
+                match value {
+                    Value::String(path) => paths.push(path.clone()),
+                    Value::Array(items) => todo.extend(items),
+                    _ => return Err(wrong(&format!("{NAME}.{name}"), STRINGS)),
+                }
+            }
+            Ok((name.clone(), paths))
+        };
+        graphs.iter().map(each).collect()
     }
 
     /// What is demanded of an output: with structured attributes each has its own demands.
@@ -151,6 +182,13 @@ impl<'a> Attributes<'a> {
 fn entry<'a>(json: &'a Map<String, Value>, name: &str, output: &str) -> Result<Option<&'a Value>, AttributeError> {
     let Some(object) = json.get(name) else { return Ok(None) };
     Ok(object.as_object().ok_or_else(|| wrong(name, OBJECT))?.get(output))
+}
+
+/// What stock takes for the name of a file that it writes into the build directory.
+fn is_graph_file_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
+        && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
 
 fn strings(value: &Value) -> Option<Vec<String>> {
@@ -225,8 +263,9 @@ mod tests {
     #[test]
     fn nothing_is_passed_over() {
         for (name, value) in [
-            ("exportReferencesGraph", "graph /nix/store/x"),
-            ("__json", r#"{"exportReferencesGraph":{"graph":["/nix/store/x"]}}"#),
+            ("exportReferencesGraph", "graph /nix/store/x graph"),
+            ("exportReferencesGraph", "../graph /nix/store/x"),
+            ("__json", r#"{"exportReferencesGraph":{"graph":[1]}}"#),
             ("__json", r#"{"exportReferencesGraph":"graph"}"#),
             ("__json", r#"{"outputChecks":{"out":{"allowedReferences":"x"}}}"#),
             ("__json", r#"{"outputChecks":{"out":{"disallowedRequisites":[1]}}}"#),
@@ -243,6 +282,8 @@ mod tests {
         }
         for (name, value) in [
             ("exportReferencesGraph", " "),
+            ("exportReferencesGraph", "graph /nix/store/x"),
+            ("__json", r#"{"exportReferencesGraph":{"graph":["/nix/store/x"]}}"#),
             ("unsafeDiscardReferences", "1"),
             ("__json", r#"{"exportReferencesGraph":{},"outputChecks":{"out":{}}}"#),
         ] {

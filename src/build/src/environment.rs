@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use nix_compat::derivation::{BasicDerivation, OutputName, output_placeholder};
+use nix_compat::derivation::{BasicDerivation, OutputName, output_placeholder, replace_all};
 use nix_compat::hash::sha256;
 use nix_compat::nixbase32;
 use nix_compat::store_path::{StoreDir, StorePath};
 use serde_json::{Map, Value};
 
 use crate::attributes::{self, Attributes};
+use crate::graphs::Exported;
 
 /// Everything the builder gets but the filesystem.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) cores: u64,
     /// Paths of all outputs.
     pub(crate) outputs: &'a BTreeMap<OutputName, StorePath>,
+    /// The closures the builder is told.
+    pub(crate) exported: &'a Exported,
     /// A variable of the daemon's own environment, for fixed-output derivations that ask for it.
     pub(crate) daemon_variable: &'a dyn Fn(&str) -> Option<Vec<u8>>,
 }
@@ -50,7 +53,10 @@ impl Environment {
         environment.set("NIX_BUILD_CORES", around.cores.to_string());
         match attributes.structured() {
             Some(json) => environment.add_structured(json, around, &rewrite),
-            None => environment.add_variables(drv, attributes, around, &rewrite),
+            None => {
+                environment.add_variables(drv, attributes, around, &rewrite);
+                environment.files.extend(around.exported.files.iter().cloned());
+            }
         }
         // ... and these not.
         for name in ["NIX_BUILD_TOP", "TMPDIR", "TEMPDIR", "TMP", "TEMP", "PWD"] {
@@ -58,6 +64,8 @@ impl Environment {
         }
         if drv.fixed_output().is_some() {
             environment.set("NIX_OUTPUT_CHECKED", "1");
+        }
+        if drv.has_network() {
             for name in attributes.words("impureEnvVars").unwrap_or_default() {
                 let value = (around.daemon_variable)(&name).unwrap_or_default();
                 environment.set(name, value);
@@ -105,6 +113,7 @@ impl Environment {
             .map(|(name, path)| (name.to_string(), Value::String(around.store_dir.display(path))))
             .collect();
         json.insert("outputs".into(), Value::Object(outputs));
+        json.extend(around.exported.attributes.clone());
         let shell = attributes::to_shell(&json);
         let files = [
             ("NIX_ATTRS_SH_FILE", ".attrs.sh", shell),
@@ -115,20 +124,6 @@ impl Environment {
             self.files.push((file.to_owned(), rewrite(text.as_bytes())));
         }
     }
-}
-
-/// Replaces every occurrence of each first by its second.
-fn replace_all(text: &[u8], replacements: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
-    let mut text = text.to_vec();
-    for (from, to) in replacements {
-        let mut start = 0;
-        while let Some(at) = text[start..].windows(from.len()).position(|window| window == from) {
-            let at = start + at;
-            text.splice(at..at + from.len(), to.iter().copied());
-            start = at + to.len();
-        }
-    }
-    text
 }
 
 #[cfg(test)]
@@ -159,6 +154,7 @@ mod tests {
             build_dir: "/build",
             cores: 2,
             outputs: &BTreeMap::from([(OutputName::default(), out)]),
+            exported: &Exported::default(),
             daemon_variable: &|_| None,
         };
         Environment::new(&drv, &attributes, &around)

@@ -14,6 +14,19 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     /// Whether it follows from the settings of the client that wanted it first; another's may allow it.
     pub(crate) by_settings: bool,
+    /// Whether the watchers of the goal have it in their logs already.
+    pub(crate) told: bool,
+    /// What a check has made otherwise.
+    pub(crate) differs: Option<Differing>,
+}
+
+/// An output that a check has made otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Differing {
+    /// The valid path.
+    pub(crate) valid: StorePath,
+    /// The path under which it was built again: another one if it is addressed by its contents.
+    pub(crate) made: StorePath,
 }
 
 /// Base of the exit statuses that tell build failures apart.
@@ -33,12 +46,22 @@ const HASH_MISMATCH_TEXT: &str = "hash mismatch in fixed-output derivation";
 
 impl Failure {
     pub(crate) fn new(status: BuildStatus, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), by_settings: false }
+        Self { status, message: message.into(), by_settings: false, told: false, differs: None }
     }
 
     /// The same, for a failure that another client's settings might avoid.
     pub(crate) fn by_settings(self) -> Self {
         Self { by_settings: true, ..self }
+    }
+
+    /// The same, for one that the goal's watchers know of.
+    pub(crate) fn told(self) -> Self {
+        Self { told: true, ..self }
+    }
+
+    /// The same, for an output that differs from this valid one.
+    pub(crate) fn differs(self, valid: StorePath, made: StorePath) -> Self {
+        Self { differs: Some(Differing { valid, made }), ..self }
     }
 
     pub(crate) fn misc(message: impl ToString) -> Self {

@@ -41,7 +41,7 @@ impl Helper {
     pub fn spawn(exe: &Path, spec: &Spec) -> io::Result<(Self, PipeReader)> {
         let (socket, theirs) = UnixStream::pair()?;
         let (log, write) = io::pipe()?;
-        if let Identity::BuildUser { uid, gid } = spec.identity {
+        if let Identity::BuildUser { uid, gid, .. } = spec.identity {
             // Else the builder could write to it, but not open it anew, as /dev/stderr.
             fchown(&write, Some(uid), Some(gid))?;
         }

@@ -4,18 +4,24 @@
 //! |---|---|
 //! | [`scheduler`] | who wants what, what depends on what, whose turn it is |
 //! | `run` | one build, from inputs to registered outputs |
-//! | `place`, `room`, `environment`, `attributes` | where it runs, and what the builder is told |
+//! | `place`, `room`, `environment`, `attributes`, `graphs` | where it runs, and what the builder is told |
 //! | [`helper`], [`sandbox`] | the process it runs in |
-//! | [`dump`], `output` | taking what it left behind |
+//! | [`builtin`] | the builders that are part of Nix |
+//! | [`dump`], `output`, `signing`, `kept` | taking what it left behind, or keeping it |
+//! | `hooks` | programs that settings have run around it |
 //!
 //! A build happens in three processes: the daemon (everything but `sandbox`), its helper (one thread, [`sandbox_main`]),
 //! and the builder.
 
 mod attributes;
+pub mod builtin;
 pub mod dump;
 mod environment;
 mod failure;
+mod graphs;
 pub mod helper;
+mod hooks;
+mod kept;
 pub mod log;
 mod options;
 mod output;
@@ -26,6 +32,7 @@ mod room;
 mod run;
 pub mod sandbox;
 pub mod scheduler;
+mod signing;
 mod users;
 
 pub use dump::dump_tree;

@@ -152,14 +152,31 @@ impl Tail {
     }
 }
 
-/// The phase that a builder announces with a line of the form `@nix { "action": "setPhase", "phase": "…" }`.
-///
-/// `None`: the line is log. `Some(None)`: it is a message of this form, but not one that is acted upon.
-pub(crate) fn announcement(line: &[u8]) -> Option<Option<String>> {
-    let json: serde_json::Value = serde_json::from_slice(line.strip_prefix(b"@nix ")?).ok()?;
-    match json.get("action")?.as_str()? {
-        "setPhase" => Some(Some(json.get("phase")?.as_str()?.to_owned())),
-        _ => Some(None),
+/// What a line of a builder's output is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Line {
+    /// A line of its log.
+    Log,
+    /// The news that a phase begins, in the form `@nix { "action": "setPhase", "phase": "…" }`.
+    Phase(String),
+    /// A message of this form that is not acted upon.
+    Other,
+    /// One that makes no sense, for this reason; it is shown as log.
+    Malformed(String),
+}
+
+impl Line {
+    pub(crate) fn of(line: &[u8]) -> Self {
+        let Some(text) = line.strip_prefix(b"@nix ") else { return Self::Log };
+        let Ok(json) = serde_json::from_slice::<serde_json::Value>(text) else { return Self::Log };
+        let Some(action) = json.get("action").and_then(|action| action.as_str()) else {
+            return Self::Malformed("it has no action that is a string".to_owned());
+        };
+        match (action, json.get("phase").map(|phase| phase.as_str())) {
+            ("setPhase", Some(Some(phase))) => Self::Phase(phase.to_owned()),
+            ("setPhase", _) => Self::Malformed("it has no phase that is a string".to_owned()),
+            _ => Self::Other,
+        }
     }
 }
 
@@ -198,9 +215,13 @@ mod tests {
 
     #[test]
     fn phases() {
-        assert_eq!(announcement(br#"@nix { "action": "setPhase", "phase": "x" }"#), Some(Some("x".into())));
-        assert_eq!(announcement(br#"@nix {"action":"start"}"#), Some(None));
-        assert_eq!(announcement(b"@nix is nice"), None);
+        let phase = |text: &str| Line::of(text.as_bytes());
+        assert_eq!(phase(r#"@nix { "action": "setPhase", "phase": "x" }"#), Line::Phase("x".into()));
+        assert_eq!(phase(r#"@nix {"action":"start"}"#), Line::Other);
+        assert_eq!(phase("@nix is nice"), Line::Log);
+        for malformed in ["@nix 1", "@nix {}", r#"@nix {"action":1}"#, r#"@nix {"action":"setPhase"}"#] {
+            assert!(matches!(phase(malformed), Line::Malformed(_)), "{malformed}");
+        }
     }
 
     #[test]

@@ -4,8 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix_compat::conf::{Sandbox, SandboxPath, Settings};
+use nix_compat::conf::{FeatureDisabled, Sandbox, SandboxPath, Settings};
 
+use crate::builtin::download::DownloadOptions;
+use crate::failure::Failure;
+use crate::hooks::Hooks;
 use crate::users::UserSource;
 
 /// Where a shell for the sandbox may be found: it must need no library.
@@ -33,7 +36,20 @@ pub(crate) struct Options {
     pub(crate) system: String,
     pub(crate) extra_platforms: BTreeSet<String>,
     pub(crate) features: BTreeSet<String>,
+    pub(crate) experimental: BTreeSet<String>,
+    pub(crate) secret_key_files: Vec<String>,
     pub(crate) users: UserSource,
+    pub(crate) downloads: DownloadOptions,
+    pub(crate) sandbox_fallback: bool,
+    pub(crate) filter_system_calls: bool,
+    pub(crate) new_privileges: bool,
+    pub(crate) linux_26: bool,
+    pub(crate) cgroups: bool,
+    /// Variables that go before the daemon's own where a derivation asks for some.
+    pub(crate) impure_env: BTreeMap<String, String>,
+    pub(crate) hooks: Hooks,
+    /// The client's user, if the kernel has told.
+    pub(crate) client_uid: Option<u32>,
 }
 
 impl Options {
@@ -41,6 +57,8 @@ impl Options {
         let limit = |number: u64| (number != 0).then_some(number);
         let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         let processors = || std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+        let enabled = |feature| settings.experimental_features.contains(feature);
+        let auto_allocate = settings.auto_allocate_uids && enabled("auto-allocate-uids");
         let mut sandbox_paths = settings.sandbox_paths.clone();
         if !sandbox_paths.contains_key("/bin/sh")
             && !sandbox_paths.contains_key("/bin")
@@ -68,12 +86,29 @@ impl Options {
             system: settings.system.clone(),
             extra_platforms: settings.extra_platforms.clone(),
             features: settings.system_features.clone(),
+            experimental: settings.experimental_features.clone(),
+            secret_key_files: settings.secret_key_files.clone(),
             users: UserSource {
-                group: settings.build_users_group.clone().filter(|_| !settings.auto_allocate_uids),
+                group: settings.build_users_group.clone().filter(|_| !auto_allocate),
+                auto: auto_allocate,
                 first_id: u32::try_from(settings.start_id).unwrap_or(u32::MAX),
                 id_count: u32::try_from(settings.id_count).unwrap_or(u32::MAX),
             },
+            downloads: DownloadOptions::new(settings),
+            sandbox_fallback: settings.sandbox_fallback,
+            filter_system_calls: settings.filter_syscalls,
+            new_privileges: settings.allow_new_privileges,
+            linux_26: settings.impersonate_linux_26,
+            cgroups: settings.use_cgroups && enabled("cgroups"),
+            impure_env: if enabled("configurable-impure-env") { pairs(&settings.impure_env) } else { BTreeMap::new() },
+            hooks: Hooks::new(settings),
+            client_uid: None,
         }
+    }
+
+    /// Refuses what needs an experimental feature that is not enabled.
+    pub(crate) fn require_feature(&self, name: &'static str) -> Result<(), Failure> {
+        if self.experimental.contains(name) { Ok(()) } else { Err(Failure::misc(FeatureDisabled(name))) }
     }
 
     /// Whether derivations for this system can be built here.
@@ -82,6 +117,12 @@ impl Options {
             || system == self.system.as_bytes()
             || self.extra_platforms.iter().any(|platform| platform.as_bytes() == system)
     }
+}
+
+/// `name=value` words; without a value it is empty.
+fn pairs(words: &[String]) -> BTreeMap<String, String> {
+    let pair = |word: &String| word.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    words.iter().filter_map(pair).collect()
 }
 
 /// Whether a program names no dynamic linker: only then does it run where there is nothing else.

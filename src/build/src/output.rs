@@ -3,74 +3,133 @@
 //! Called when every process of the build is dead. Outputs are read through the directory descriptor that was opened
 //! before the build began, hashed while they are read, and what is registered is the copy that was hashed: whoever
 //! still has a descriptor of the original can change nothing any more.
+//!
+//! An output whose path follows from its contents was built under a provisional one. It gets its own here: what the
+//! outputs say of themselves and of each other is replaced in the copy.
+
+mod address;
+mod checks;
+mod order;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use castore::Node;
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{SFlag, fstatat};
-use nix_compat::content_address::{ContentAddress, Method};
-use nix_compat::derivation::{BasicDerivation, Output, OutputName};
-use nix_compat::hash::Hash;
-use nix_compat::path_info::PathInfo;
+use nix_compat::derivation::{Output, OutputName};
+use nix_compat::realisation::{DrvOutput, Realisation};
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::{BuildMode, BuildStatus};
-use store::{Ingested, NewPath, Store};
+use store::{Ingested, NewPath, SignaturePolicy, TempRoots};
 
 use crate::attributes::Attributes;
 use crate::dump::dump_own_tree;
 use crate::failure::Failure;
 use crate::room::Room;
+use crate::run::Job;
+use crate::signing::Signer;
 
 /// A build whose processes are gone.
 pub(crate) struct Finished<'a> {
-    pub(crate) store: &'a Store,
-    pub(crate) drv_path: &'a StorePath,
-    pub(crate) drv: &'a BasicDerivation,
+    pub(crate) job: &'a Job,
     pub(crate) attributes: &'a Attributes<'a>,
-    pub(crate) outputs: &'a BTreeMap<OutputName, StorePath>,
+    /// Where the builder put its outputs.
+    pub(crate) scratch: &'a BTreeMap<OutputName, StorePath>,
     /// What the builder could read: all it can refer to beside its own outputs.
     pub(crate) inputs: &'a BTreeSet<StorePath>,
     pub(crate) room: &'a Room,
+    /// Keeps what is about to become valid.
+    pub(crate) roots: &'a TempRoots,
     pub(crate) cancelled: &'a AtomicBool,
 }
 
 impl Finished<'_> {
-    /// Makes the outputs valid and durable; in check mode compares them with the valid ones instead.
-    pub(crate) fn take_outputs(&self, mode: BuildMode) -> Result<(), Failure> {
-        let mut new = BTreeMap::new();
-        for (name, path) in self.outputs {
-            if mode == BuildMode::Normal && self.store.is_valid(path)? {
+    /// Makes the outputs valid and durable; in check mode compares them with the valid ones instead. Gives their paths.
+    pub(crate) fn take_outputs(&self) -> Result<BTreeMap<OutputName, StorePath>, Failure> {
+        let mut taken = BTreeMap::new();
+        let mut paths = BTreeMap::new();
+        for (name, scratch) in self.scratch {
+            if self.job.mode == BuildMode::Normal && self.is_valid_already(name, scratch)? {
                 // Another output of the derivation was missing; this one is as good as its copy.
+                paths.insert(name.clone(), scratch.clone());
                 continue;
             }
-            new.insert(name.clone(), self.take(name, path)?);
+            taken.insert(name.clone(), self.take(name, scratch)?);
         }
-        for (name, path) in &new {
-            self.check_output(name, path, &new)?;
+        let mut new = BTreeMap::new();
+        let mut mismatch = None;
+        for name in order::fellows_first(&taken, self.scratch, &self.drv_name())? {
+            let Some(ingested) = taken.remove(&name) else { continue };
+            let output = self.address(&name, ingested, &paths, &mut mismatch)?;
+            paths.insert(name.clone(), output.info.path.clone());
+            new.insert(name, output);
         }
-        if mode == BuildMode::Check {
-            return new.values().try_for_each(|path| self.compare(path));
+        if mismatch.is_none() {
+            for (name, path) in &new {
+                self.check_output(name, path, &new)?;
+            }
         }
-        self.store.register(new.into_values().collect())?;
-        self.store.sync()?;
+        if self.job.mode == BuildMode::Check && !self.job.drv.is_impure() {
+            mismatch.map_or(Ok(()), Err)?;
+            new.iter().try_for_each(|(name, rebuilt)| self.compare(name, rebuilt))?;
+            return Ok(paths);
+        }
+        self.register(new)?;
+        mismatch.map_or(Ok(paths), Err)
+    }
+
+    /// Whether an output that was built need not be taken.
+    fn is_valid_already(&self, name: &OutputName, scratch: &StorePath) -> Result<bool, Failure> {
+        let is_final = self.job.drv.outputs.get(name).is_some_and(|output| output.path().is_some());
+        Ok(is_final && self.job.store.is_valid(scratch)?)
+    }
+
+    fn register(&self, new: BTreeMap<OutputName, NewPath>) -> Result<(), Failure> {
+        let store = &self.job.store;
+        let signer = Signer::new(&self.job.options.secret_key_files)?;
+        let mut realisations = Vec::new();
+        let mut outputs = Vec::new();
+        for (name, mut output) in new {
+            self.roots.add(&output.info.path);
+            signer.sign(store.store_dir(), &mut output.info);
+            realisations.extend(self.realisation(name, &output, &signer));
+            outputs.push(output);
+        }
+        store.register(outputs)?;
+        for realisation in realisations {
+            store.register_realisation(&realisation, SignaturePolicy::DontCheck)?;
+        }
+        store.sync()?;
         Ok(())
     }
 
+    /// What is noted of an output beside its path: always where the derivation does not tell the path, else as stock does
+    /// with content-addressed derivations enabled. What one impure build made says nothing of the next.
+    fn realisation(&self, name: OutputName, output: &NewPath, signer: &Signer) -> Option<Realisation> {
+        let floating = self.job.drv.outputs.get(&name).is_some_and(|o| matches!(o, Output::Floating { .. }));
+        let wanted = floating || self.job.options.require_feature("ca-derivations").is_ok();
+        if !wanted || self.job.drv.is_impure() {
+            return None;
+        }
+        let id = DrvOutput::Modulo { hash: self.job.outputs.get(&name)?.drv_hash, output: name };
+        let mut realisation = Realisation::new(id, output.info.path.clone());
+        signer.sign_realisation(&mut realisation);
+        Some(realisation)
+    }
+
     fn drv_name(&self) -> String {
-        self.store.store_dir().display(self.drv_path)
+        self.job.name()
     }
 
     fn display(&self, path: &StorePath) -> String {
-        self.store.store_dir().display(path)
+        self.job.store.store_dir().display(path)
     }
 
-    /// Brings one output into the castore.
-    fn take(&self, name: &OutputName, path: &StorePath) -> Result<NewPath, Failure> {
+    /// Brings one output into the castore, as it is.
+    fn take(&self, name: &OutputName, path: &StorePath) -> Result<Ingested, Failure> {
         let base_name = Path::new(path.base_name());
         let stat = match fstatat(&self.room.scratch, base_name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             // What an overlay hides from the builder; see `place`.
@@ -91,81 +150,31 @@ impl Finished<'_> {
             Err(errno) => return Err(Failure::misc(format!("cannot stat output '{}': {errno}", self.display(path)))),
             Ok(()) => {}
         }
-        let ca = match self.drv.outputs.get(name) {
-            Some(Output::Fixed { ca, .. }) => Some(ca),
-            _ => None,
-        };
         let discards = self.attributes.discards_references(name.as_str());
         let candidates: BTreeSet<StorePath> = if discards.map_err(|e| Failure::attributes(&self.drv_name(), &e))? {
             BTreeSet::new()
         } else {
-            self.inputs.iter().chain(self.outputs.values()).cloned().collect()
+            self.inputs.iter().chain(self.scratch.values()).cloned().collect()
         };
-        let ingested = self.store.ingest_dump(
+        let ingested = self.job.store.ingest_dump(
             |out| {
                 let mut out = UntilCancelled { out, cancelled: self.cancelled };
                 dump_own_tree(self.room.scratch.as_fd(), base_name, &mut out)
             },
-            ca.filter(|ca| ca.method == Method::Nar).map(|ca| ca.hash.algorithm()),
+            self.nar_algorithm(name),
             Some(&candidates),
         );
         if self.cancelled.load(Ordering::Relaxed) {
             return Err(Failure::cancelled());
         }
-        let ingested = ingested.map_err(|e| Failure::new(BuildStatus::OutputRejected, e.to_string()))?;
-        if let Some(ca) = ca {
-            self.check_hash(path, ca, &ingested)?;
-        }
-        Ok(NewPath {
-            info: PathInfo {
-                path: path.clone(),
-                deriver: Some(self.drv_path.clone()),
-                nar_hash: ingested.nar.nar_hash,
-                references: ingested.nar.references,
-                registration_time: 0,
-                nar_size: ingested.nar.nar_size,
-                ultimate: true,
-                signatures: BTreeSet::new(),
-                ca: ca.cloned(),
-            },
-            node: ingested.node,
-            pin: Some(ingested.pin),
-        })
+        ingested.map_err(|e| Failure::new(BuildStatus::OutputRejected, e.to_string()))
     }
 
-    /// Checks what was promised of a fixed output.
-    fn check_hash(&self, path: &StorePath, ca: &ContentAddress, ingested: &Ingested) -> Result<(), Failure> {
-        let got = match ca.method {
-            Method::Nar => match &ingested.nar.other {
-                Some(hash) => *hash,
-                None => Hash::Sha256(*ingested.nar.nar_hash.as_bytes()),
-            },
-            Method::Flat | Method::Text => {
-                if !matches!(ingested.node, Node::File { executable: false, .. }) {
-                    let text = format!(
-                        "output path '{}' should be a non-executable regular file since recursive hashing is not \
-                         enabled (one of outputHashMode={{flat,text}} is true)",
-                        self.display(path)
-                    );
-                    return Err(Failure::new(BuildStatus::OutputRejected, text));
-                }
-                self.store.flat_hash(&ingested.node, ca.hash.algorithm(), &self.display(path))?
-            }
-        };
-        if got != ca.hash {
-            return Err(Failure::hash_mismatch(&self.drv_name(), &ca.hash.to_sri(), &got.to_sri()));
-        }
-        // The store path follows from the hash alone, so there is no room in it for references.
-        if !ingested.nar.references.is_empty() {
-            let text = format!("illegal path references in fixed-output derivation '{}'", self.drv_name());
-            return Err(Failure::new(BuildStatus::OutputRejected, text));
-        }
-        Ok(())
-    }
-
-    fn compare(&self, rebuilt: &NewPath) -> Result<(), Failure> {
-        let path = &rebuilt.info.path;
-        let valid = self.store.path_info(path)?;
+    fn compare(&self, name: &OutputName, rebuilt: &NewPath) -> Result<(), Failure> {
+        // The path of one that is addressed by its contents differs when these do.
+        let known = self.job.outputs.get(name).and_then(|output| output.path.as_ref());
+        let path = known.unwrap_or(&rebuilt.info.path);
+        let valid = self.job.store.path_info(path)?;
         if valid.is_some_and(|info| info.nar_hash == rebuilt.info.nar_hash) {
             return Ok(());
         }
@@ -174,102 +183,8 @@ impl Finished<'_> {
             self.drv_name(),
             self.display(path)
         );
-        Err(Failure::new(BuildStatus::NotDeterministic, text))
-    }
-
-    /// Holds an output to what the derivation says of its size and references.
-    fn check_output(
-        &self,
-        output: &OutputName,
-        path: &NewPath,
-        new: &BTreeMap<OutputName, NewPath>,
-    ) -> Result<(), Failure> {
-        let name = self.display(&path.info.path);
-        let checks = self.attributes.output_checks(output.as_str());
-        let checks = checks.map_err(|e| Failure::attributes(&self.drv_name(), &e))?;
-        let too_large = |what: &str, size: u64, limit: u64| {
-            let text = format!("{what} '{name}' is too large at {size} bytes; limit is {limit} bytes");
-            Err(Failure::new(BuildStatus::OutputRejected, text))
-        };
-        if let Some(limit) = checks.max_size.filter(|limit| path.info.nar_size > *limit) {
-            return too_large("path", path.info.nar_size, limit);
-        }
-        if let Some(limit) = checks.max_closure_size {
-            let size = self.size_of(&self.closure(path, new)?, new)?;
-            if size > limit {
-                return too_large("closure of path", size, limit);
-            }
-        }
-        for (words, allowed, whole_closure) in [
-            (&checks.allowed_references, true, false),
-            (&checks.allowed_requisites, true, true),
-            (&checks.disallowed_references, false, false),
-            (&checks.disallowed_requisites, false, true),
-        ] {
-            let Some(words) = words else { continue };
-            let named = self.resolve_references(words)?;
-            let mut found = if whole_closure { self.closure(path, new)? } else { path.info.references.clone() };
-            if whole_closure && checks.ignore_itself {
-                found.remove(&path.info.path);
-            }
-            let illegal: Vec<String> = found
-                .iter()
-                .filter(|reference| named.contains(*reference) != allowed)
-                .map(|reference| format!("\n  {}", self.display(reference)))
-                .collect();
-            if !illegal.is_empty() {
-                let text =
-                    format!("output '{name}' is not allowed to refer to the following paths:{}", illegal.concat());
-                return Err(Failure::new(BuildStatus::OutputRejected, text));
-            }
-        }
-        Ok(())
-    }
-
-    /// The sum of NAR sizes, in bytes.
-    fn size_of(&self, paths: &BTreeSet<StorePath>, new: &BTreeMap<OutputName, NewPath>) -> Result<u64, Failure> {
-        let mut size = 0u64;
-        for path in paths {
-            let fellow = new.values().find(|new| new.info.path == *path).map(|new| new.info.nar_size);
-            let known = match fellow {
-                Some(size) => Some(size),
-                None => self.store.path_info(path)?.map(|info| info.nar_size),
-            };
-            size = size.saturating_add(known.unwrap_or(0));
-        }
-        Ok(size)
-    }
-
-    /// References are named by store path, or by the name of an output of this derivation.
-    fn resolve_references(&self, words: &[String]) -> Result<BTreeSet<StorePath>, Failure> {
-        let resolve = |word: &String| {
-            if let Some(path) = self.outputs.get(word.as_str()) {
-                return Ok(path.clone());
-            }
-            self.store.store_dir().to_store_path(word).map(|(path, _)| path).map_err(|_| {
-                let text = format!("derivation '{}' contains an illegal reference specifier '{word}'", self.drv_name());
-                Failure::new(BuildStatus::OutputRejected, text)
-            })
-        };
-        words.iter().map(resolve).collect()
-    }
-
-    /// What the output refers to, directly or not. Of its fellow outputs not registered yet too.
-    fn closure(&self, path: &NewPath, new: &BTreeMap<OutputName, NewPath>) -> Result<BTreeSet<StorePath>, Failure> {
-        let fellow = |path: &StorePath| new.values().find(|new| new.info.path == *path);
-        let mut closure = BTreeSet::new();
-        let mut todo = vec![path.info.path.clone()];
-        while let Some(path) = todo.pop() {
-            if closure.contains(&path) {
-                continue;
-            }
-            match fellow(&path) {
-                Some(new) => todo.extend(new.info.references.iter().cloned()),
-                None => closure.extend(self.store.closure([&path])?),
-            }
-            closure.insert(path);
-        }
-        Ok(closure)
+        Err(Failure::new(BuildStatus::NotDeterministic, text)
+            .differs(path.clone(), self.scratch.get(name).unwrap_or(path).clone()))
     }
 }
 

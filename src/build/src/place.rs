@@ -5,17 +5,24 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{Mode, SFlag, mknod};
-use nix_compat::conf::Sandbox;
+use nix_compat::conf::{Sandbox, SandboxPath};
+use nix_compat::derivation::Output;
 use nix_compat::store_path::StorePath;
 
 use crate::attributes::Attributes;
 use crate::failure::Failure;
+use crate::hooks::ask_pre_build;
 use crate::room::Room;
-use crate::run::Job;
+use crate::run::{Control, Job};
 use crate::sandbox::{Bind, HostView, SandboxView, View};
 
 /// What a fixed-output derivation needs of the host to reach the network.
 const NETWORK_FILES: [&str; 3] = ["/etc/resolv.conf", "/etc/services", "/etc/hosts"];
+
+/// What a derivation that requires the feature `kvm` needs.
+const KVM: &str = "/dev/kvm";
+/// How many user namespaces the kernel allows. Zero is how administrators forbid them.
+const MAX_USER_NAMESPACES: &str = "/proc/sys/user/max_user_namespaces";
 
 /// A build's surroundings.
 pub(crate) struct Place {
@@ -34,8 +41,9 @@ impl Place {
         room: &Room,
         builds_dir: PathBuf,
         mut inputs: BTreeSet<StorePath>,
+        control: &Control,
     ) -> Result<Self, Failure> {
-        let fixed_output = job.drv.fixed_output().is_some();
+        let has_network = job.drv.has_network();
         let no_chroot = attributes.flag("__noChroot");
         let sandboxed = match job.options.sandbox {
             Sandbox::On if no_chroot => {
@@ -47,7 +55,15 @@ impl Place {
             }
             Sandbox::On => true,
             Sandbox::Off => false,
-            Sandbox::Relaxed => !no_chroot && !fixed_output,
+            Sandbox::Relaxed => !no_chroot && !has_network,
+        };
+        let sandboxed = sandboxed && sandbox_possible(job.options.sandbox_fallback)?;
+        if !sandboxed && job.user.identity().has_range() {
+            return Err(Failure::rejected("feature 'uid-range' is only supported in sandboxed builds"));
+        }
+        let more = match &job.options.hooks.pre_build {
+            Some(hook) => ask_pre_build(hook, &job.name(), sandboxed.then(|| room.root()).as_deref(), control)?,
+            None => Vec::new(),
         };
         if !sandboxed {
             hide_valid_outputs(job, room)?;
@@ -64,7 +80,10 @@ impl Place {
             return Ok(Self { view, host_network: true, build_dir_inside, inputs });
         }
 
-        let binds = binds(job, fixed_output, &mut inputs)?;
+        let mut binds = binds(job, &more, has_network, &mut inputs)?;
+        if attributes.words("requiredSystemFeatures").unwrap_or_default().iter().any(|feature| feature == "kvm") {
+            binds.push(Bind { source: KVM.into(), target: KVM.into(), optional: true });
+        }
         let build_dir_inside = job.options.sandbox_build_dir.clone();
         let view = View::Sandbox(SandboxView {
             root: room.root().into(),
@@ -78,14 +97,29 @@ impl Place {
             binds,
             shm_size: job.options.shm_size.clone(),
         });
-        Ok(Self { view, host_network: fixed_output, build_dir_inside, inputs })
+        Ok(Self { view, host_network: has_network, build_dir_inside, inputs })
     }
+}
+
+/// Whether the kernel can make a sandbox. Where it cannot, builds are done without one, if the setting allows it.
+fn sandbox_possible(fallback: bool) -> Result<bool, Failure> {
+    let limit = fs::read_to_string(MAX_USER_NAMESPACES).unwrap_or_default();
+    if limit.trim() != "0" {
+        return Ok(true);
+    }
+    if fallback {
+        tracing::warn!("building without a sandbox: the kernel allows no user namespaces");
+        return Ok(false);
+    }
+    let text = "this system does not support the kernel namespaces that are required for sandboxing; use '--no-sandbox' \
+                to disable sandboxing";
+    Err(Failure::misc(text).by_settings())
 }
 
 /// Outputs that are valid already (when they are built again) must not be in the builder's way. In a sandbox they are
 /// no inputs and therefore not there; in an overlay a whiteout takes them away.
 fn hide_valid_outputs(job: &Job, room: &Room) -> Result<(), Failure> {
-    for path in job.outputs.values() {
+    for path in job.drv.outputs.values().filter_map(Output::path) {
         if job.store.is_valid(path)? {
             let whiteout = room.store().join(path.base_name());
             mknod(&whiteout, SFlag::S_IFCHR, Mode::empty(), 0)
@@ -99,10 +133,17 @@ fn base_names(paths: &BTreeSet<StorePath>) -> Vec<String> {
     paths.iter().map(|path| path.base_name().to_owned()).collect()
 }
 
-/// The sandbox paths. Those in the store bring their closure along, and need no bind where they are already.
-fn binds(job: &Job, fixed_output: bool, inputs: &mut BTreeSet<StorePath>) -> Result<Vec<Bind>, Failure> {
+/// The sandbox paths, with those of the pre-build hook. Those in the store bring their closure along, and need no bind
+/// where they are already.
+fn binds(
+    job: &Job,
+    more: &[(String, SandboxPath)],
+    has_network: bool,
+    inputs: &mut BTreeSet<StorePath>,
+) -> Result<Vec<Bind>, Failure> {
     let mut binds = Vec::new();
-    for (target, path) in &job.options.sandbox_paths {
+    let paths = job.options.sandbox_paths.iter().filter(|(target, _)| !more.iter().any(|(other, _)| other == *target));
+    for (target, path) in paths.chain(more.iter().map(|(target, path)| (target, path))) {
         let mut source = path.source.clone();
         let mut shown = false;
         if let Ok((store_path, rest)) = job.store.store_dir().to_store_path(&path.source) {
@@ -124,7 +165,7 @@ fn binds(job: &Job, fixed_output: bool, inputs: &mut BTreeSet<StorePath>) -> Res
             });
         }
     }
-    if fixed_output {
+    if has_network {
         for file in NETWORK_FILES {
             // Often a link to a place that the sandbox does not have.
             let source = fs::canonicalize(file).unwrap_or_else(|_| Path::new(file).to_owned());

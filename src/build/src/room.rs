@@ -23,8 +23,12 @@ use crate::sandbox::Identity;
 
 /// Prefix of directories that are removed with their build, or at the next start.
 const RUNNING: &str = "run-";
-/// Prefix of directories that a client wanted to be kept.
-const KEPT: &str = "kept-";
+/// Prefix of directories that a client wanted to be kept: what users of stock Nix look for.
+const KEPT: &str = "nix-build-";
+/// Most directories of one derivation that are kept.
+const MAX_KEPT: u32 = 10_000;
+/// What is added to the name of an output that differs from the valid one.
+const DIFFERING: &str = ".check";
 
 /// What is kept is for everybody to read.
 const READABLE: Mode = Mode::from_bits_truncate(0o755);
@@ -39,6 +43,7 @@ pub(crate) struct Room {
     path: PathBuf,
     /// The directory where outputs appear, opened before the builder could do anything.
     pub(crate) scratch: OwnedFd,
+    kept: bool,
 }
 
 /// Removes what builds of an earlier process left behind.
@@ -91,7 +96,7 @@ impl Room {
         };
         let make = |path: &Path, mode: u32, user: bool| -> io::Result<()> {
             DirBuilder::new().mode(0o700).create(path)?;
-            if let Identity::BuildUser { uid, gid } = identity {
+            if let Identity::BuildUser { uid, gid, .. } = identity {
                 chown(path, user.then_some(uid), Some(gid))?;
             }
             // Explicitly, because the umask has had its say.
@@ -104,7 +109,12 @@ impl Room {
         make(&path.join("work"), 0o700, false)?;
         make(&path.join("root"), 0o700, false)?;
         let scratch = File::open(path.join("store"))?.into();
-        Ok(Self { path, scratch })
+        Ok(Self { path, scratch, kept: false })
+    }
+
+    /// The directory that has all the others.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The build directory.
@@ -137,14 +147,22 @@ impl Room {
         let path = self.build_dir().join(name);
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path)?;
         io::Write::write_all(&mut file, contents)?;
-        if let Identity::BuildUser { uid, gid } = identity {
+        if let Identity::BuildUser { uid, gid, .. } = identity {
             std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
         }
         Ok(())
     }
 
-    /// Keeps the build directory for somebody to look at, and says where it is.
-    pub(crate) fn keep(self) -> io::Result<PathBuf> {
+    /// Takes an output out of the store directory, as what a check has found to differ; gives its new name in the room.
+    pub(crate) fn set_aside(&self, base_name: &str) -> io::Result<String> {
+        let whole = File::open(&self.path)?;
+        let name = format!("{base_name}{DIFFERING}");
+        renameat2(&self.scratch, base_name, &whole, name.as_str(), RenameFlags::RENAME_NOREPLACE)?;
+        Ok(name)
+    }
+
+    /// Moves the room into the directory `parent` (on the same filesystem), where users can read it.
+    pub(crate) fn publish(&mut self, parent: &Path, drv_name: &str) -> io::Result<()> {
         for other in [self.tmp(), self.store(), self.overlay_work(), self.root()] {
             remove_tree(&other)?;
         }
@@ -152,26 +170,34 @@ impl Room {
         let whole = File::open(&self.path)?;
         let build = openat(&whole, "build", DIRECTORY, Mode::empty())?;
         set_mode(build.as_fd(), READABLE)?;
-        let name = self.path.file_name().map(|name| name.to_string_lossy().replacen(RUNNING, KEPT, 1));
-        let name = name.unwrap_or_default();
-        let mut kept = self.path.with_file_name(&name);
-        // Names of an earlier process may come again.
-        for number in 2.. {
-            match renameat2(AT_FDCWD, &self.path, AT_FDCWD, &kept, RenameFlags::RENAME_NOREPLACE) {
-                Err(Errno::EEXIST) => kept = self.path.with_file_name(format!("{name}-{number}")),
+        DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+        for number in 0..MAX_KEPT {
+            let public = parent.join(format!("{KEPT}{drv_name}-{number}"));
+            match renameat2(AT_FDCWD, &self.path, AT_FDCWD, &public, RenameFlags::RENAME_NOREPLACE) {
+                Err(Errno::EEXIST) => {}
                 other => {
                     other?;
-                    break;
+                    self.path = public;
+                    set_mode(whole.as_fd(), READABLE)?;
+                    return Ok(());
                 }
             }
         }
-        set_mode(whole.as_fd(), READABLE)?;
-        Ok(kept.join("build"))
+        Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{MAX_KEPT} of this name are there already")))
+    }
+
+    /// Leaves the directories as they are; gives the build directory.
+    pub(crate) fn leave(mut self) -> PathBuf {
+        self.kept = true;
+        self.build_dir()
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
         if let Err(error) = remove_tree(&self.path) {
             tracing::warn!("cannot remove {}: {error}", self.path.display());
         }
@@ -185,13 +211,22 @@ mod tests {
     #[test]
     fn what_is_kept_can_be_read_and_replaces_nothing() {
         let dir = tempfile::tempdir().unwrap();
+        let builds = dir.path().join("builds");
         let mut kept = Vec::new();
         for text in ["first", "second"] {
-            NEXT.store(7, Ordering::Relaxed);
-            let room = Room::create(dir.path(), Identity::Caller).unwrap();
+            let mut room = Room::create(&builds, Identity::Caller).unwrap();
             fs::write(room.build_dir().join("file"), text).unwrap();
-            kept.push(room.keep().unwrap());
+            fs::write(room.store().join("output"), text).unwrap();
+            assert_eq!(room.set_aside("output").unwrap(), "output.check");
+            room.publish(dir.path(), "x.drv").unwrap();
+            kept.push(room.leave());
         }
+        assert_eq!(kept[1], dir.path().join("nix-build-x.drv-1/build"));
+        assert_eq!(fs::read_to_string(dir.path().join("nix-build-x.drv-1/output.check")).unwrap(), "second");
+        let mut room = Room::create(&builds, Identity::Caller).unwrap();
+        room.publish(dir.path(), "x.drv").unwrap();
+        drop(room);
+        assert!(!dir.path().join("nix-build-x.drv-2").exists() && fs::read_dir(&builds).unwrap().count() == 0);
         for (path, text) in kept.iter().zip(["first", "second"]) {
             assert_eq!(fs::read_to_string(path.join("file")).unwrap(), text);
             for path in [path, path.parent().unwrap()] {

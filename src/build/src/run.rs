@@ -15,22 +15,25 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix_compat::derivation::{BasicDerivation, OutputName};
-use nix_compat::store_path::StorePath;
+use nix_compat::store_path::{StorePath, scratch_path};
 use nix_compat::worker::{BuildMode, BuildStatus};
 use parking_lot::Mutex;
 use store::Store;
 
 use crate::attributes::Attributes;
+use crate::builtin::{Builtin, Task};
 use crate::environment::{Environment, Surroundings};
 use crate::failure::Failure;
+use crate::graphs::{self, Exported};
 use crate::helper::{Helper, Killer};
-use crate::log::{LineSplitter, LogFile, Tail, announcement};
+use crate::log::{Line, LineSplitter, LogFile, Tail};
 use crate::options::Options;
 use crate::output::Finished;
 use crate::place::Place;
 use crate::room::{Room, own_builds_dir};
-use crate::sandbox::{Raw, Report, Spec};
+use crate::sandbox::{Executable, Program, Raw, Report, Spec};
 use crate::scheduler::feed::Feed;
+use crate::scheduler::plan::PlannedOutput;
 use crate::users::UserLease;
 
 /// Bytes of log read at once.
@@ -50,7 +53,7 @@ pub(crate) struct Job {
     pub(crate) options: Arc<Options>,
     pub(crate) drv_path: StorePath,
     pub(crate) drv: Arc<BasicDerivation>,
-    pub(crate) outputs: BTreeMap<OutputName, StorePath>,
+    pub(crate) outputs: BTreeMap<OutputName, PlannedOutput>,
     /// Store paths it builds upon; their closure is what the builder sees.
     pub(crate) inputs: BTreeSet<StorePath>,
     pub(crate) mode: BuildMode,
@@ -62,6 +65,14 @@ pub(crate) struct Job {
 pub(crate) struct CpuTime {
     pub(crate) user: u64,
     pub(crate) system: u64,
+}
+
+/// A build that succeeded.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Done {
+    pub(crate) cpu: CpuTime,
+    /// The valid paths of its outputs.
+    pub(crate) outputs: BTreeMap<OutputName, StorePath>,
 }
 
 /// Ends a running build from outside.
@@ -88,7 +99,7 @@ impl Control {
         *place = Some(killer);
     }
 
-    fn check(&self) -> Result<(), Failure> {
+    pub(crate) fn check(&self) -> Result<(), Failure> {
         if self.cancelled.load(Ordering::Relaxed) { Err(Failure::cancelled()) } else { Ok(()) }
     }
 }
@@ -101,10 +112,12 @@ enum Killed {
 
 impl Job {
     /// Builds. Blocks until every process of the build is gone and its directories are removed.
-    pub(crate) fn run(self, control: &Control, feed: &Feed) -> Result<CpuTime, Failure> {
+    pub(crate) fn run(self, control: &Control, feed: &Feed) -> Result<Done, Failure> {
         control.check()?;
         let roots = self.store.new_temp_roots();
-        self.inputs.iter().chain(self.outputs.values()).chain([&self.drv_path]).for_each(|path| roots.add(path));
+        let known = self.outputs.values().filter_map(|output| output.path.as_ref());
+        self.inputs.iter().chain(known).chain([&self.drv_path]).for_each(|path| roots.add(path));
+        let scratch = self.scratch_paths()?;
         // Rooted first, so what is in the closure stays valid.
         let closure = self.store.closure(&self.inputs)?;
         if let Some(missing) = self.inputs.iter().find(|path| !closure.contains(*path)) {
@@ -121,14 +134,15 @@ impl Job {
             None => self.config.build_dir.clone(),
         };
         let room = Room::create(&builds_dir, identity).map_err(|e| no_room(&builds_dir, e))?;
-        let place = Place::new(&self, &attributes, &room, builds_dir, closure)?;
+        let exported = graphs::export(&self, &attributes, &closure)?;
+        let place = Place::new(&self, &attributes, &room, builds_dir, closure, control)?;
 
-        let environment = self.environment(&attributes, &place);
+        let environment = self.environment(&attributes, &place, &scratch, exported);
         for (name, contents) in &environment.files {
             room.add_file(name, contents, identity)
                 .map_err(|e| Failure::misc(format!("cannot write '{name}' for '{}': {e}", self.name())))?;
         }
-        let spec = self.spec(environment, &place);
+        let spec = self.spec(environment, &place, &scratch);
         let (helper, log) = Helper::spawn(&self.config.helper_exe, &spec)
             .map_err(|e| Failure::misc(format!("cannot start '{}': {e}", self.config.helper_exe.display())))?;
         control.arm(helper.killer().map_err(|e| Failure::misc(format!("cannot control the build: {e}")))?);
@@ -139,58 +153,87 @@ impl Job {
         let killed = self.follow(&helper, log, feed, &mut tail)?;
         let report =
             helper.wait().map_err(|e| Failure::misc(format!("cannot read the end of '{}': {e}", self.name())))?;
-        control.check()?;
 
-        let result = self.judge(killed, report, tail).and_then(|cpu| {
+        let result = control.check().and_then(|()| self.judge(killed, report, tail)).and_then(|cpu| {
             let finished = Finished {
-                store: &self.store,
-                drv_path: &self.drv_path,
-                drv: &self.drv,
+                job: &self,
                 attributes: &attributes,
-                outputs: &self.outputs,
+                scratch: &scratch,
                 inputs: &place.inputs,
                 room: &room,
+                roots: &roots,
                 cancelled: &control.cancelled,
             };
-            finished.take_outputs(self.mode).map(|()| cpu)
+            finished.take_outputs().map(|outputs| Done { cpu, outputs })
         });
-        if result.is_err() && self.options.keep_failed {
-            match room.keep() {
-                Ok(path) => feed.note(&format!("note: keeping build directory \"{}\"", path.display())),
-                Err(error) => feed.note(&format!("cannot keep the build directory: {error}")),
-            }
-        }
-        result
+        result.map_err(|failure| self.look_after(failure, room, control, feed))
     }
 
     pub(crate) fn name(&self) -> String {
         self.store.store_dir().display(&self.drv_path)
     }
 
-    fn environment(&self, attributes: &Attributes<'_>, place: &Place) -> Environment {
+    /// Where the builder is told to put its outputs. One whose path follows from its contents is built under a
+    /// provisional path, the same that stock takes.
+    fn scratch_paths(&self) -> Result<BTreeMap<OutputName, StorePath>, Failure> {
+        let dir = self.store.store_dir();
+        let mut paths = BTreeMap::new();
+        for (name, output) in &self.drv.outputs {
+            let path = match output.path() {
+                Some(path) => path.clone(),
+                None => scratch_path(dir, &self.drv_path, name, &self.drv.name).map_err(Failure::misc)?,
+            };
+            paths.insert(name.clone(), path);
+        }
+        Ok(paths)
+    }
+
+    fn environment(
+        &self,
+        attributes: &Attributes<'_>,
+        place: &Place,
+        outputs: &BTreeMap<OutputName, StorePath>,
+        exported: Exported,
+    ) -> Environment {
         let around = Surroundings {
             store_dir: self.store.store_dir(),
             build_dir: &place.build_dir_inside,
             cores: self.options.cores,
-            outputs: &self.outputs,
-            daemon_variable: &|name| std::env::var_os(name).map(OsStringExt::into_vec),
+            outputs,
+            exported: &exported,
+            daemon_variable: &|name| match self.options.impure_env.get(name) {
+                Some(value) => Some(value.clone().into_bytes()),
+                None => std::env::var_os(name).map(OsStringExt::into_vec),
+            },
         };
         Environment::new(&self.drv, attributes, &around)
     }
 
-    fn spec(&self, environment: Environment, place: &Place) -> Spec {
-        // The builder's own name is its first argument, without the directory.
-        let name = self.drv.builder.rsplit(|&b| b == b'/').next().unwrap_or_default();
+    fn spec(&self, environment: Environment, place: &Place, outputs: &BTreeMap<OutputName, StorePath>) -> Spec {
         Spec {
             identity: self.user.identity(),
             view: place.view.clone(),
             host_network: place.host_network,
             personality_32: PLATFORMS_32.contains(&self.drv.platform.as_slice()),
-            builder: self.drv.builder.clone().into(),
-            args: [Raw::from(name)].into_iter().chain(environment.args.into_iter().map(Raw::from)).collect(),
-            env: environment.variables.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
+            program: self.program(environment, outputs),
+            linux_26: self.options.linux_26,
+            filter_system_calls: self.options.filter_system_calls,
+            new_privileges: self.options.new_privileges,
             work_dir: place.build_dir_inside.as_str().into(),
         }
+    }
+
+    fn program(&self, environment: Environment, outputs: &BTreeMap<OutputName, StorePath>) -> Program {
+        if let Some(builtin) = Builtin::named(&self.drv.builder) {
+            return Program::Builtin(Box::new(Task::new(builtin, self, outputs, environment)));
+        }
+        // The builder's own name is its first argument, without the directory.
+        let name = self.drv.builder.rsplit(|&b| b == b'/').next().unwrap_or_default();
+        Program::Executable(Executable {
+            path: self.drv.builder.clone().into(),
+            args: [Raw::from(name)].into_iter().chain(environment.args.into_iter().map(Raw::from)).collect(),
+            env: environment.variables.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
+        })
     }
 
     /// Reads the log until its end, which is the end of all processes that could write to it.
@@ -209,13 +252,16 @@ impl Job {
         fcntl(&log, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|e| broken(e.into()))?;
         let mut file = self.log_file();
         let mut splitter = LineSplitter::default();
-        let mut each = |line: &[u8]| match announcement(line) {
-            Some(Some(phase)) => feed.phase(phase),
-            Some(None) => {}
-            None => {
-                feed.line(line);
-                tail.push(line);
+        let mut each = |line: &[u8]| {
+            match Line::of(line) {
+                Line::Phase(phase) => return feed.phase(phase),
+                Line::Other => return,
+                Line::Malformed(reason) => feed
+                    .note(&format!("warning: Unable to handle a JSON message from the derivation builder: {reason}")),
+                Line::Log => {}
             }
+            feed.line(line);
+            tail.push(line);
         };
         let mut killed = None;
         let mut ended: Option<Instant> = None;
@@ -314,12 +360,13 @@ impl Job {
             }
             None => return Err(Failure::misc(format!("the sandbox of '{}' ended without a report", self.name()))),
         };
-        let outputs: Vec<String> = self.outputs.values().map(|path| self.store.store_dir().display(path)).collect();
+        let known = self.outputs.values().filter_map(|output| output.path.as_ref());
+        let outputs: Vec<String> = known.map(|path| self.store.store_dir().display(path)).collect();
         Err(Failure::builder(BuildStatus::PermanentFailure, &self.name(), &reason, &outputs, &tail.into_lines()))
     }
 }
 
-fn signal_name(number: i32) -> String {
+pub(crate) fn signal_name(number: i32) -> String {
     match nix::sys::signal::Signal::try_from(number) {
         Ok(signal) => format!("{number} ({signal})"),
         Err(_) => number.to_string(),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use build::helper::Helper;
-use build::sandbox::{Bind, HostView, Identity, Raw, Report, SandboxView, Spec, View};
+use build::sandbox::{Bind, Executable, HostView, Identity, Program, Raw, Report, SandboxView, Spec, View};
 
 const HELPER: &str = env!("CARGO_BIN_EXE_castored-sandbox");
 const BUILD_UID: u32 = 872_415_232;
@@ -63,7 +63,7 @@ impl Lab {
     fn sandboxed(&self, script: &str) -> Spec {
         let bind = |source: &str, target: &str| Bind { source: source.into(), target: target.into(), optional: false };
         Spec {
-            identity: Identity::BuildUser { uid: BUILD_UID, gid: BUILD_GID },
+            identity: Identity::BuildUser { uid: BUILD_UID, gid: BUILD_GID, count: 1 },
             view: View::Sandbox(SandboxView {
                 root: self.raw("builds/1/root"),
                 store_mount: self.raw("store"),
@@ -78,9 +78,10 @@ impl Lab {
             }),
             host_network: false,
             personality_32: false,
-            builder: "/bin/sh".into(),
-            args: vec!["sh".into(), "-c".into(), script.into()],
-            env: vec![("PATH".into(), "/path-not-set".into()), ("STORE".into(), self.store_dir.as_str().into())],
+            linux_26: false,
+            filter_system_calls: true,
+            new_privileges: false,
+            program: shell(script, "/path-not-set", self.store_dir.as_str().into()),
             work_dir: "/build".into(),
         }
     }
@@ -98,7 +99,7 @@ impl Lab {
                 builds_dir: self.raw("builds"),
             }),
             host_network: true,
-            env: vec![("PATH".into(), "/usr/bin:/bin".into()), ("STORE".into(), self.raw("store"))],
+            program: shell(script, "/usr/bin:/bin", self.raw("store")),
             work_dir: build_dir,
             ..self.sandboxed(script)
         }
@@ -107,6 +108,14 @@ impl Lab {
     fn output(&self, name: &str) -> String {
         fs::read_to_string(self.path("builds/1/scratch").join(name)).unwrap()
     }
+}
+
+fn shell(script: &str, path: &str, store: Raw) -> Program {
+    Program::Executable(Executable {
+        path: "/bin/sh".into(),
+        args: vec!["sh".into(), "-c".into(), script.into()],
+        env: vec![("PATH".into(), path.into()), ("STORE".into(), store)],
+    })
 }
 
 fn busybox() -> &'static str {
@@ -244,6 +253,63 @@ fn inputs_root_and_devices_are_protected() {
 }
 
 #[test]
+fn settings_take_restrictions_away() {
+    let script = "b=/bb/busybox; $b grep NoNewPrivs /proc/self/status; $b touch s; $b chmod 4755 s 2>/dev/null || \
+                  echo refused; $b uname -r; $b grep CapEff /proc/self/status";
+    for (filter, gain, old) in [(true, false, false), (true, true, true), (false, false, true), (false, true, false)] {
+        for sandboxed in [true, false] {
+            let Some(lab) = lab("/nix/store") else { return };
+            let outside = script.replace("b=/bb/busybox", &format!("b={}", busybox()));
+            let mut spec = if sandboxed { lab.sandboxed(script) } else { lab.unsandboxed(&outside) };
+            (spec.filter_system_calls, spec.new_privileges, spec.linux_26) = (filter, gain, old);
+            let log = succeed(&spec);
+            assert!(log.starts_with(&format!("NoNewPrivs:\t{}\n", u8::from(!gain))), "{log}");
+            assert_eq!(log.contains("refused\n"), filter, "{log}");
+            assert_eq!(log.contains("\n2.6."), old, "{log}");
+            assert!(log.ends_with("CapEff:\t0000000000000000\n"), "{log}");
+        }
+    }
+}
+
+#[test]
+fn a_range_of_users_has_a_root_that_is_not_the_hosts() {
+    let Some(lab) = lab("/nix/store") else { return };
+    let mut spec = lab.sandboxed(
+        "b=/bb/busybox; $b id; $b cat /proc/self/uid_map /etc/passwd; $b touch mine theirs last; $b chown 5:6 theirs; \
+         $b chown 65535 last; $b chown 65536 last 2>/dev/null && echo 'outside the range'; \
+         $b mkdir /srv /mnt && $b mount -t tmpfs none /mnt && echo mounted; $b ip -o addr; \
+         echo 'x:x:7:7::/:/x' >> /etc/passwd2 && echo etc; \
+         for f in $STORE/*-input/new $STORE/*-input/hello /proc/sys/kernel/hostname2 /proc/sys/vm/swappiness \
+           /proc/sys/kernel/core_pattern; do if (echo 60 > $f) 2>/dev/null; then echo \"wrote $f\"; fi; done; \
+         $b mknod /d b 1 1 2>/dev/null && echo device; $b chroot / /bin/sh -c 'echo chroot'; \
+         $b umount $STORE/*-input 2>/dev/null && echo uncovered; \
+         $b mount -o remount,rw,bind $STORE/*-input 2>/dev/null && (echo > $STORE/*-input/new) 2>/dev/null && \
+           echo 'the store is writable'; \
+         $b mkdir $STORE/out; echo made > $STORE/out/file; $b chown 3:3 $STORE/out/file",
+    );
+    const COUNT: u32 = 65_536;
+    spec.identity = Identity::BuildUser { uid: BUILD_UID, gid: BUILD_GID, count: COUNT };
+    let log = succeed(&spec);
+    assert!(log.starts_with("uid=0(root) gid=0(root)"), "{log}");
+    let map: Vec<u32> = log.lines().nth(1).unwrap().split_whitespace().map(|n| n.parse().unwrap()).collect();
+    assert_eq!(map, [0, BUILD_UID, COUNT]);
+    assert!(log.contains("root:x:0:0:") && log.contains("nixbld:x:0:0:"), "{log}");
+    assert!(log.contains("\nmounted\n") && log.contains("127.0.0.1/8") && log.contains("\netc\nchroot\n"), "{log}");
+    for bad in ["outside", "wrote", "device", "uncovered", "writable"] {
+        assert!(!log.contains(bad), "{bad}: {log}");
+    }
+    use std::os::unix::fs::MetadataExt;
+    let owner = |name: &str| fs::symlink_metadata(lab.path("builds/1").join(name)).unwrap().uid();
+    let found = ["build/mine", "build/theirs", "build/last", "scratch/out/file"].map(owner);
+    assert_eq!(found, [BUILD_UID, BUILD_UID + 5, BUILD_UID + COUNT - 1, BUILD_UID + 3]);
+
+    let mut spec = lab.unsandboxed("id");
+    spec.identity = Identity::BuildUser { uid: BUILD_UID, gid: BUILD_GID, count: COUNT };
+    let (report, _) = run(&spec);
+    assert!(matches!(report, Report::Failed { .. }), "{report:?}");
+}
+
+#[test]
 fn network_is_a_loopback_of_its_own() {
     let Some(lab) = lab("/nix/store") else { return };
     let log = succeed(&lab.sandboxed("/bb/busybox ip -o addr; /bb/busybox ls /sys 2>&1; cat=1"));
@@ -299,13 +365,14 @@ fn killing_the_helper_kills_the_builder() {
 fn a_step_that_fails_is_named() {
     let Some(lab) = lab("/nix/store") else { return };
     let mut spec = lab.sandboxed("true");
-    spec.builder = "/no/such/builder".into();
+    let Program::Executable(executable) = &mut spec.program else { panic!("{:?}", spec.program) };
+    executable.path = "/no/such/builder".into();
     let (report, _) = run(&spec);
     let Report::Failed { error } = report else { panic!("{report:?}") };
     assert!(error.starts_with("executing '/no/such/builder': No such file"), "{error}");
 
     let mut spec = lab.sandboxed("true");
-    spec.identity = Identity::BuildUser { uid: 0, gid: 0 };
+    spec.identity = Identity::BuildUser { uid: 0, gid: 0, count: 1 };
     let (report, _) = run(&spec);
     let Report::Failed { error } = report else { panic!("a builder ran as root: {report:?}") };
     assert!(error.contains("build user is root"), "{error}");

@@ -186,7 +186,8 @@ fn build_config(locations: &Locations, settings: &Settings, store_mount: PathBuf
     let helper_exe =
         std::env::current_exe().map_err(|source| Failure::Process { action: "find castored's executable", source })?;
     let jobs = usize::try_from(settings.max_jobs).unwrap_or(usize::MAX);
-    Ok(BuildConfig::new(&locations.state_dir, locations.log_dir.clone(), store_mount, helper_exe, jobs))
+    let config = BuildConfig::new(&locations.state_dir, locations.log_dir.clone(), store_mount, helper_exe, jobs);
+    Ok(BuildConfig { client_env: locations.client_env(), ..config })
 }
 
 /// gRPC for processes of this machine, where the kernel says who they are.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{AccessFlags, access};
 use nix_compat::conf::{self, Settings};
 use nix_compat::store_path::StoreDir;
 
@@ -47,7 +48,23 @@ pub struct Locations {
     pub socket: PathBuf,
 }
 
+/// Who may open it has the feature `kvm`, unless `system-features` says otherwise.
+const KVM: &str = "/dev/kvm";
+
 impl Locations {
+    /// What a Nix client of this daemon needs in its environment.
+    pub fn client_env(&self) -> Vec<(OsString, OsString)> {
+        let all: [(&str, OsString); 6] = [
+            ("NIX_REMOTE", "daemon".into()),
+            ("NIX_DAEMON_SOCKET_PATH", self.socket.clone().into()),
+            ("NIX_STORE_DIR", self.store_dir.as_str().into()),
+            ("NIX_STATE_DIR", self.state_dir.clone().into()),
+            ("NIX_LOG_DIR", self.log_dir.clone().into()),
+            ("NIX_CONF_DIR", self.conf_dir.clone().into()),
+        ];
+        all.map(|(name, value)| (name.into(), value)).into()
+    }
+
     /// Where everybody is untrusted: beside the socket where clients look.
     pub fn untrusted_socket(&self) -> PathBuf {
         self.socket.with_file_name("untrusted")
@@ -105,6 +122,9 @@ pub fn load_settings(
     processors: u64,
 ) -> Result<(Settings, Vec<String>), ConfigError> {
     let mut settings = Settings::new(processors);
+    if access(KVM, AccessFlags::R_OK | AccessFlags::W_OK).is_ok() {
+        settings.system_features.insert("kvm".to_owned());
+    }
     let mut warnings = Vec::new();
     let mut lines = Vec::new();
     let file = conf_dir.join("nix.conf");
@@ -161,6 +181,10 @@ mod tests {
         assert_eq!(at.store_dir.as_str(), "/x/store");
         assert_eq!(at.socket, Path::new("/x/state/daemon-socket/socket"));
         assert_eq!(at.log_dir, Path::new(LOG_DIR));
+        // A client with this environment is at the same place.
+        let vars: HashMap<_, _> = at.client_env().into_iter().collect();
+        let again = Locations::from_env(|name| vars.get(std::ffi::OsStr::new(name)).cloned()).unwrap();
+        assert_eq!((again.store_dir, again.socket, again.conf_dir), (at.store_dir, at.socket, at.conf_dir));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use nix_compat::conf::Settings;
+use nix_compat::signature::PublicKey;
 use nix_compat::worker::Protocol;
 use store::{Store, TempRoots};
 
@@ -18,6 +19,8 @@ pub(crate) struct Session {
     pub(crate) trust: Trust,
     /// The daemon's settings with what this client was allowed to change.
     pub(crate) settings: Arc<Settings>,
+    /// The keys of these settings, whose signatures count for what this client adds.
+    pub(crate) keys: Arc<[PublicKey]>,
     pub(crate) temp_roots: Arc<TempRoots>,
     pub(crate) events: Arc<Events>,
     pub(crate) protocol: Protocol,

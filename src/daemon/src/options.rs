@@ -3,7 +3,10 @@
 //! The twelve fixed fields count for everybody. Of the named settings a trusted client may set any; an untrusted
 //! one those that harm nobody (the rules of Nix 2.34).
 
+use std::sync::Arc;
+
 use nix_compat::conf::Settings;
+use nix_compat::signature::PublicKey;
 use nix_compat::worker::ClientOptions;
 use nix_compat::worker::stderr::Verbosity;
 
@@ -46,6 +49,17 @@ pub(crate) fn apply(daemon: &Settings, options: &ClientOptions, trusted: bool, e
         }
     }
     settings
+}
+
+/// The keys of a client's settings; `None`, and a warning, when one of them is none.
+pub(crate) fn public_keys(settings: &Settings, events: &Events) -> Option<Arc<[PublicKey]>> {
+    match settings.public_keys() {
+        Ok(keys) => Some(keys.into()),
+        Err(error) => {
+            events.log(Verbosity::Warn, format!("warning: ignoring 'trusted-public-keys': {error}"));
+            None
+        }
+    }
 }
 
 /// Those the daemon uses itself or trusts, with or without a slash at the end.

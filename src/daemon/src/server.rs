@@ -69,7 +69,11 @@ impl Daemon {
             // Names of users and groups may come from the network.
             let settings = daemon.settings.clone();
             let forced = daemon.forced_trust;
+            // Clients lock and write their profiles themselves. Stock makes the directory whenever it opens the store, so
+            // they rely on it also where somebody has removed it. Whoever cannot have it will say so.
+            let profiles = daemon.locations.state_dir.join("profiles");
             let identified = tokio::task::spawn_blocking(move || {
+                let _ = std::fs::create_dir(profiles);
                 let peer = Peer::of(&stream)?;
                 let trust = forced.or_else(|| peer.trust(&settings)).map(|trust| door.admits(trust));
                 Ok::<_, nix::Error>((stream, peer, trust))

@@ -51,6 +51,7 @@ pub(crate) async fn serve(
     }
     let mut session = Session {
         settings: daemon.settings.clone(),
+        keys: daemon.keys.clone(),
         temp_roots: Arc::new(daemon.store.new_temp_roots()),
         events: Events::new(),
         daemon,
@@ -79,8 +80,7 @@ async fn shake_hands(
         Trust::Untrusted => handshake::Trust::NotTrusted,
     };
     let store_dir = daemon.store.store_dir().clone();
-    let version = format!("{NIX_VERSION} (castored {})", env!("CARGO_PKG_VERSION"));
-    let mut handshake = ServerHandshake::new(store_dir, version, told, OFFERED);
+    let mut handshake = ServerHandshake::new(store_dir, NIX_VERSION.to_owned(), told, OFFERED);
     loop {
         let mut writer = Writer::new();
         let advanced = handshake.advance(input.buffer(), &mut writer);

@@ -2,7 +2,8 @@
 //!
 //! [`Derivation::parse`] and [`Derivation::to_aterm`] read and write the file format. The path of an output that is not
 //! content-addressed contains the derivation's *hash modulo* ([`HashModulo`]), which depends on that of its inputs;
-//! [`Derivation::fill_outputs`] and [`Derivation::verify_outputs`] compute paths and compare them.
+//! [`Derivation::fill_outputs`] and [`Derivation::verify_outputs`] compute paths and compare them. When the paths of
+//! content-addressed inputs are known, [`Derivation::resolve`] puts them in.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,11 +15,13 @@ mod modulo;
 mod output;
 mod output_paths;
 mod placeholder;
+mod resolve;
 
 pub use error::Error;
 pub use modulo::HashModulo;
 pub use output::{Output, OutputName};
-pub use placeholder::{output_placeholder, upstream_placeholder};
+pub use placeholder::{Placeholder, output_placeholder, upstream_placeholder};
+pub use resolve::replace_all;
 
 /// The environment variable that holds structured attributes, as JSON.
 pub const STRUCTURED_ATTRS: &[u8] = b"__json";
@@ -60,6 +63,16 @@ impl BasicDerivation {
         self.builder.starts_with(b"builtin:")
     }
 
+    /// Whether every build of it may make something else.
+    pub fn is_impure(&self) -> bool {
+        self.outputs.values().any(|output| matches!(output, Output::Impure { .. }))
+    }
+
+    /// Whether its builder may use the host's network: what comes of it is known, or is allowed to differ.
+    pub fn has_network(&self) -> bool {
+        self.fixed_output().is_some() || self.is_impure()
+    }
+
     /// Its fixed output, if it is a *fixed-output derivation*: one output named `out` whose hash is known.
     pub fn fixed_output(&self) -> Option<(&StorePath, &crate::content_address::ContentAddress)> {
         match self.outputs.first_key_value() {
@@ -84,13 +97,38 @@ pub struct Derivation {
     /// All but what other derivations have to make first.
     pub basic: BasicDerivation,
     /// Derivations to build first, and which of their outputs are needed.
-    pub input_drvs: BTreeMap<StorePath, BTreeSet<OutputName>>,
+    pub input_drvs: BTreeMap<StorePath, InputOutputs>,
+}
+
+/// What a derivation needs of another.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InputOutputs {
+    /// Its outputs that are needed themselves.
+    pub outputs: BTreeSet<OutputName>,
+    /// Those of its outputs that are derivations of which outputs are needed (*dynamic derivations*, experimental in
+    /// stock Nix). Nests no deeper than [`MAX_DYNAMIC_DEPTH`].
+    pub dynamic: BTreeMap<OutputName, InputOutputs>,
+}
+
+/// How often a derivation's output may be a derivation whose output is one again.
+pub const MAX_DYNAMIC_DEPTH: usize = 16;
+
+/// Outputs alone.
+impl From<BTreeSet<OutputName>> for InputOutputs {
+    fn from(outputs: BTreeSet<OutputName>) -> Self {
+        Self { outputs, dynamic: BTreeMap::new() }
+    }
 }
 
 impl Derivation {
     /// What the `.drv` refers to: its input sources, and its input derivations' files.
     pub fn references(&self) -> BTreeSet<StorePath> {
         self.basic.input_srcs.iter().chain(self.input_drvs.keys()).cloned().collect()
+    }
+
+    /// Whether it needs outputs of derivations that have yet to be built.
+    pub fn is_dynamic(&self) -> bool {
+        self.input_drvs.values().any(|wanted| !wanted.dynamic.is_empty())
     }
 }
 

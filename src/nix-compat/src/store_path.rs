@@ -13,7 +13,7 @@ use crate::nixbase32;
 
 mod compute;
 
-pub use compute::{content_address_path, fixed_output_path, output_path, source_path, text_path};
+pub use compute::{content_address_path, fixed_output_path, output_path, scratch_path, source_path, text_path};
 
 /// Digits of the hash part.
 pub const HASH_PART_LEN: usize = 32;

@@ -168,10 +168,9 @@ impl PathInfoService for Paths {
 /// The trust rule: a path info is a claim, and somebody or something must stand for it.
 ///
 /// A content address stands for it when the path follows from it; that the contents have it is checked later, from the
-/// contents. That cannot be done for one that refers to itself, whose address leaves the references to itself out.
+/// contents.
 fn may_add(info: &PathInfo, trust: Trust, keys: &[PublicKey], store_dir: &StoreDir) -> Result<(), Status> {
-    let proves_itself = info.is_content_addressed(store_dir) && !info.references.contains(&info.path);
-    if trust == Trust::Trusted || proves_itself || info.is_signed_by(store_dir, keys) {
+    if trust == Trust::Trusted || info.is_content_addressed(store_dir) || info.is_signed_by(store_dir, keys) {
         return Ok(());
     }
     Err(Status::permission_denied(format!(

@@ -42,9 +42,10 @@ impl Store {
         let Some(ca) = &info.ca else { return Ok(()) };
         let mismatch = |got| Error::ContentAddressMismatch { path: path(), specified: ca.to_string(), got };
         let hash = match ca.method {
-            // The address is that of contents with the references to itself taken out, which is not recomputed:
-            // the signature policy takes such an address for no proof.
-            Method::Nar if info.references.contains(&info.path) => ca.hash,
+            Method::Nar if info.references.contains(&info.path) => {
+                let hashes = self.hashes_modulo_itself(node, &info.path, ca.hash.algorithm())?;
+                if hashes.with_places == ca.hash { ca.hash } else { hashes.plain }
+            }
             Method::Nar => nar.other.unwrap_or(Hash::Sha256(*nar.nar_hash.as_bytes())),
             Method::Flat | Method::Text => self.flat_hash(node, ca.hash.algorithm(), &path())?,
         };

@@ -105,16 +105,34 @@ impl Store {
         known.remove(path).ok_or_else(|| Error::path(self.store_dir(), path))
     }
 
+    /// The hash modulo by which realisations name the outputs of a derivation, which need not be valid itself.
+    ///
+    /// # Errors
+    /// When a derivation it depends on is not valid or does not parse.
+    pub fn output_hash_modulo(&self, path: &StorePath, derivation: &Derivation) -> Result<HashModulo> {
+        let failed = |reason: String| Error::Derivation { path: self.store_dir().display(path), reason };
+        let hashes = self.input_hashes(path, derivation)?;
+        derivation
+            .output_hash_modulo(self.store_dir(), &mut |input| hashes.get(input).cloned())
+            .map_err(|e| failed(e.to_string()))
+    }
+
+    fn input_hashes(&self, path: &StorePath, derivation: &Derivation) -> Result<HashMap<StorePath, HashModulo>> {
+        let failed = |reason: String| Error::Derivation { path: self.store_dir().display(path), reason };
+        let mut hashes = HashMap::new();
+        for input in derivation.input_drvs.keys() {
+            hashes.insert(input.clone(), self.hash_modulo(input).map_err(|e| failed(e.to_string()))?);
+        }
+        Ok(hashes)
+    }
+
     /// Checks that a derivation's outputs have the paths that follow from it.
     ///
     /// # Errors
     /// [`Error::Derivation`] when they have not, or when an input derivation is not valid.
     pub fn check_derivation(&self, path: &StorePath, derivation: &Derivation) -> Result<()> {
         let failed = |reason: String| Error::Derivation { path: self.store_dir().display(path), reason };
-        let mut hashes = HashMap::new();
-        for input in derivation.input_drvs.keys() {
-            hashes.insert(input.clone(), self.hash_modulo(input).map_err(|e| failed(e.to_string()))?);
-        }
+        let hashes = self.input_hashes(path, derivation)?;
         derivation
             .verify_outputs(self.store_dir(), path, &mut |input| hashes.get(input).cloned())
             .map_err(|e| failed(e.to_string()))

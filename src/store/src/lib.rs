@@ -15,6 +15,7 @@ mod nar_tree;
 mod realisations;
 mod record;
 mod register;
+mod rewrite;
 mod roots;
 mod scan;
 mod store;

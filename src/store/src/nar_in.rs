@@ -105,7 +105,15 @@ impl Store {
         other: Option<Algorithm>,
         candidates: Option<&BTreeSet<StorePath>>,
     ) -> Result<Ingested> {
-        let digest = NarDigest::new(other, candidates.map(ReferenceScanner::new));
+        self.ingest_written(dump, NarDigest::new(other, candidates.map(ReferenceScanner::new)))
+    }
+
+    /// The same with all that is to be computed on the way.
+    pub(crate) fn ingest_written(
+        &self,
+        dump: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send,
+        digest: NarDigest,
+    ) -> Result<Ingested> {
         let (send, receive) = crossbeam_channel::bounded(DUMP_PIECES);
         std::thread::scope(|scope| {
             let dumping = scope.spawn(move || {

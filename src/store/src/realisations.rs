@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use castore::index::Batch;
-use nix_compat::derivation::{HashModulo, OutputName};
+use nix_compat::derivation::OutputName;
 use nix_compat::realisation::{DrvOutput, Realisation};
 use nix_compat::signature::Signature;
 use nix_compat::store_path::StorePath;
@@ -100,14 +100,8 @@ impl Store {
         if !self.is_valid(drv)? {
             return Ok(None);
         }
-        let hash = match self.hash_modulo(drv)? {
-            HashModulo::Regular(hash) => hash,
-            HashModulo::Fixed(hashes) => match hashes.get(output) {
-                Some(hash) => *hash,
-                None => return Ok(None),
-            },
-            HashModulo::Deferred => return Ok(None),
-        };
+        let derivation = self.derivation(drv)?;
+        let Some(hash) = self.output_hash_modulo(drv, &derivation)?.of(output) else { return Ok(None) };
         let by_hash = DrvOutput::Modulo { hash, output: output.clone() };
         let Some(bytes) = self.index().get(&self.tables.realisations, &key(&by_hash))? else { return Ok(None) };
         Ok(Record::read(&bytes, &by_hash)?.map(|found| Realisation::new(id.clone(), found.out_path)))

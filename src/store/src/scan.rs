@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use nix_compat::store_path::StorePath;
 
 /// Characters of a hash part.
-const HASH_PART: usize = 32;
+pub(crate) const HASH_PART: usize = 32;
 
 /// Which bytes are Nix32 digits (all digits and lower-case letters but e, o, u, t).
 static IS_DIGIT: [bool; 256] = {
@@ -22,6 +22,22 @@ static IS_DIGIT: [bool; 256] = {
     }
     table
 };
+
+/// Calls `each` with every place at which a hash part could stand, and what stands there.
+pub(crate) fn windows_of_digits(bytes: &[u8], each: &mut dyn FnMut(usize, &[u8])) {
+    let mut start = 0;
+    while start + HASH_PART <= bytes.len() {
+        // The last byte of the window that is no digit tells where the next window may begin.
+        let window = &bytes[start..start + HASH_PART];
+        match window.iter().rposition(|b| !IS_DIGIT[*b as usize]) {
+            Some(at) => start += at + 1,
+            None => {
+                each(start, window);
+                start += 1;
+            }
+        }
+    }
+}
 
 /// Collects the candidates whose hash part occurs in the bytes fed to it, whatever the pieces they come in.
 #[derive(Debug)]
@@ -65,20 +81,11 @@ impl ReferenceScanner {
     }
 
     fn scan(&mut self, bytes: &[u8]) {
-        let mut start = 0;
-        while start + HASH_PART <= bytes.len() {
-            // The last byte of the window that is no digit tells where the next window may begin.
-            let window = &bytes[start..start + HASH_PART];
-            match window.iter().rposition(|b| !IS_DIGIT[*b as usize]) {
-                Some(at) => start += at + 1,
-                None => {
-                    if let Some(path) = self.wanted.remove(window) {
-                        self.found.insert(path);
-                    }
-                    start += 1;
-                }
+        windows_of_digits(bytes, &mut |_, window| {
+            if let Some(path) = self.wanted.remove(window) {
+                self.found.insert(path);
             }
-        }
+        });
     }
 
     /// The candidates found so far.

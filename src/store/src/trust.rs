@@ -22,8 +22,7 @@ impl Store {
     /// Applies the policy to `info`, before any of its contents are read.
     ///
     /// A content-addressed path passes here on the claim alone: the import recomputes its address from the
-    /// contents. One that refers to itself needs a signature all the same, since its address is that of contents
-    /// with the references to itself taken out, which the import does not recompute.
+    /// contents.
     ///
     /// # Errors
     /// [`Error::Untrusted`].
@@ -31,9 +30,7 @@ impl Store {
         match policy {
             SignaturePolicy::DontCheck => Ok(()),
             SignaturePolicy::Require(keys) => {
-                let proves_itself =
-                    info.is_content_addressed(self.store_dir()) && !info.references.contains(&info.path);
-                if proves_itself || info.is_signed_by(self.store_dir(), keys) {
+                if info.is_content_addressed(self.store_dir()) || info.is_signed_by(self.store_dir(), keys) {
                     Ok(())
                 } else {
                     Err(Error::Untrusted(self.store_dir().display(&info.path)))

@@ -87,14 +87,30 @@ fn an_unsigned_path_is_for_trusted_clients_only() {
     assert!(fixture.store().check_signatures(&unsigned, SignaturePolicy::DontCheck).is_ok());
     let refused = fixture.store().check_signatures(&unsigned, SignaturePolicy::Require(&[]));
     assert!(matches!(refused, Err(Error::Untrusted(_))));
+}
 
-    // The address of a path that refers to itself is not recomputed, so it is no proof.
-    let ca = ContentAddress { method: Method::Nar, hash: Hash::Sha256(sha256(&bytes)) };
-    let path = content_address_path(fixture.store().store_dir(), "z", &ca, &BTreeSet::new(), true).unwrap();
-    let claimed = PathInfo { path: path.clone(), references: BTreeSet::from([path]), ca: Some(ca), ..unsigned };
-    assert!(claimed.is_content_addressed(fixture.store().store_dir()));
-    let refused = fixture.store().check_signatures(&claimed, SignaturePolicy::Require(&[]));
-    assert!(matches!(refused, Err(Error::Untrusted(_))));
+#[test]
+fn an_address_with_references_to_itself_is_checked_against_the_contents() {
+    let fixture = Fixture::new();
+    let (store, name) = (fixture.store(), "z");
+    // Where the contents would be, if their own hash part were the digits of this text.
+    let provisional = StorePath::from_base_name("00000000000000000000000000000000-z").unwrap();
+    let contents = |hash_part: &str| nar(&format!("#! /nix/store/{hash_part}-z"), 10);
+    let ingested = store.import_nar(&mut &contents(provisional.hash_part())[..], NarDigest::new(None, None)).unwrap();
+    let hash = store.hash_modulo_itself(&ingested.node, &provisional, Algorithm::Sha256).unwrap();
+    let ca = ContentAddress { method: Method::Nar, hash };
+    let path = content_address_path(store.store_dir(), name, &ca, &BTreeSet::new(), true).unwrap();
+    let moved = store.rewrite(&ingested.node, &[(provisional.clone(), path.clone())], None).unwrap();
+    let bytes = contents(path.hash_part());
+    assert_eq!(*moved.nar.nar_hash.as_bytes(), sha256(&bytes));
+
+    let info = PathInfo { path: path.clone(), references: [path].into(), ca: Some(ca), ..info(name, &bytes, &[]) };
+    store.check_signatures(&info, SignaturePolicy::Require(&[])).unwrap();
+    let other = contents(provisional.hash_part());
+    let lie = PathInfo { nar_hash: NarHash::from(sha256(&other)), ..info.clone() };
+    let refused = store.add_with_info(lie, &mut &other[..]);
+    assert!(matches!(refused, Err(Error::ContentAddressMismatch { .. })), "{refused:?}");
+    store.add_with_info(info, &mut &bytes[..]).unwrap();
 }
 
 #[test]

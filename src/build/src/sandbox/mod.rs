@@ -33,7 +33,7 @@ mod view;
 use std::fmt;
 use std::io;
 
-pub use spec::{Bind, HostView, Identity, Raw, Report, SandboxView, Spec, View};
+pub use spec::{Bind, Executable, HostView, Identity, Program, Raw, Report, SandboxView, Spec, View};
 pub use supervisor::sandbox_main;
 
 /// Name (`argv[0]`) under which the daemon's executable becomes the helper.

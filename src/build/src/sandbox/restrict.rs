@@ -7,7 +7,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
 
-use super::{SetupError, Step};
+use super::{SetupError, Step, sys};
 
 /// The setuid and setgid bits of a file mode.
 const PRIVILEGE_BITS: [u64; 2] = [libc::S_ISUID as u64, libc::S_ISGID as u64];
@@ -135,6 +135,14 @@ mod x86 {
 pub(super) fn filter_system_calls() -> Result<(), SetupError> {
     for program in programs().map_err(invalid).step(|| "compiling the system call filter")? {
         seccompiler::apply_filter(&program).map_err(invalid).step(|| "installing the system call filter")?;
+    }
+    Ok(())
+}
+
+/// The same for a process that may administer its namespace, and that does not give up new privileges.
+pub(super) fn filter_system_calls_of_privileged() -> Result<(), SetupError> {
+    for program in programs().map_err(invalid).step(|| "compiling the system call filter")? {
+        sys::install_filter(&program).step(|| "installing the system call filter")?;
     }
     Ok(())
 }

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::builtin::Task;
+
 /// Bytes that are usually text: environment values, arguments and paths need not be UTF-8, but JSON strings must.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -43,6 +45,12 @@ impl From<&[u8]> for Raw {
     }
 }
 
+impl From<String> for Raw {
+    fn from(text: String) -> Self {
+        Raw::Text(text)
+    }
+}
+
 impl From<&str> for Raw {
     fn from(text: &str) -> Self {
         Raw::Text(text.to_owned())
@@ -72,14 +80,36 @@ pub struct Spec {
     pub host_network: bool,
     /// Whether the builder is told that the machine has 32 bits.
     pub personality_32: bool,
-    /// The builder, as the builder itself sees it.
-    pub builder: Raw,
+    /// Whether the builder is told that the kernel is a Linux 2.6.
+    pub linux_26: bool,
+    /// Whether system calls that make files special are refused.
+    pub filter_system_calls: bool,
+    /// Whether programs of the builder may gain privileges, as setuid programs do.
+    pub new_privileges: bool,
+    /// What the builder is.
+    pub program: Program,
+    /// Its working directory, as the builder sees it.
+    pub work_dir: Raw,
+}
+
+/// What runs as the builder.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Program {
+    /// A program of its own.
+    Executable(Executable),
+    /// The helper itself goes on as the builder.
+    Builtin(Box<Task>),
+}
+
+/// A program to execute.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Executable {
+    /// Its path, as the builder itself sees it.
+    pub path: Raw,
     /// Its arguments, `argv[0]` first.
     pub args: Vec<Raw>,
     /// Its whole environment.
     pub env: Vec<(Raw, Raw)>,
-    /// Its working directory, as the builder sees it.
-    pub work_dir: Raw,
 }
 
 /// Who the builder is on the host.
@@ -91,9 +121,19 @@ pub enum Identity {
         uid: u32,
         /// Group id on the host.
         gid: u32,
+        /// How many ids it has, beginning with these. With more than one, the builder is root inside the sandbox, and
+        /// its other users are the rest.
+        count: u32,
     },
     /// The daemon runs as an ordinary user, and so does the builder: in a user namespace with only that user in it.
     Caller,
+}
+
+impl Identity {
+    /// Whether the builder has many ids, and is root inside the sandbox.
+    pub fn has_range(self) -> bool {
+        matches!(self, Self::BuildUser { count: 2.., .. })
+    }
 }
 
 /// What the builder sees of the filesystem.

@@ -15,8 +15,7 @@ use nix::unistd::{ForkResult, Pid, getegid, geteuid};
 
 use super::builder::{WANT_MAPS, become_builder};
 use super::spec::{Identity, Report, Spec, View};
-use super::view::{SANDBOX_GID, SANDBOX_UID};
-use super::{SetupError, Step, sys};
+use super::{SetupError, Step, sys, view};
 
 /// Longest error text taken from the child.
 const MAX_ERROR_BYTES: usize = 16 * 1024;
@@ -55,6 +54,10 @@ fn supervise(daemon: &mut UnixStream) -> Result<Report, SetupError> {
 
     match spec.identity {
         Identity::BuildUser { uid: 0, .. } => return Err(refusal("the build user is root")),
+        Identity::BuildUser { gid: 0, .. } => return Err(refusal("the build user's group is root's")),
+        Identity::BuildUser { count: 2.., .. } if matches!(spec.view, View::Host(_)) => {
+            return Err(refusal("only a sandbox can have a range of users"));
+        }
         Identity::Caller if geteuid().is_root() => return Err(refusal("the daemon is root, but named no build user")),
         Identity::Caller => enter_user_namespace(&spec)?,
         Identity::BuildUser { .. } => {}
@@ -84,7 +87,7 @@ fn refusal(why: &str) -> SetupError {
 fn enter_user_namespace(spec: &Spec) -> Result<(), SetupError> {
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     let (inner_uid, inner_gid) = match spec.view {
-        View::Sandbox(_) => (SANDBOX_UID, SANDBOX_GID),
+        View::Sandbox(_) => view::ids_inside(spec.identity),
         View::Host(_) => (uid, gid),
     };
     unshare(CloneFlags::CLONE_NEWUSER).step(|| "making a user namespace")?;
@@ -94,11 +97,13 @@ fn enter_user_namespace(spec: &Spec) -> Result<(), SetupError> {
 }
 
 fn write_maps(child: Pid, identity: Identity) -> Result<(), SetupError> {
-    let Identity::BuildUser { uid, gid } = identity else {
+    let Identity::BuildUser { uid, gid, count } = identity else {
         return Err(refusal("only a build user needs its maps written"));
     };
-    fs::write(format!("/proc/{child}/uid_map"), format!("{SANDBOX_UID} {uid} 1")).step(|| "writing the user map")?;
-    fs::write(format!("/proc/{child}/gid_map"), format!("{SANDBOX_GID} {gid} 1")).step(|| "writing the group map")
+    let (inner_uid, inner_gid) = view::ids_inside(identity);
+    fs::write(format!("/proc/{child}/uid_map"), format!("{inner_uid} {uid} {count}"))
+        .step(|| "writing the user map")?;
+    fs::write(format!("/proc/{child}/gid_map"), format!("{inner_gid} {gid} {count}")).step(|| "writing the group map")
 }
 
 /// Waits until the child and everything it started are gone.

@@ -45,6 +45,14 @@ pub(super) fn close_all_on_exec() -> io::Result<()> {
     Ok(())
 }
 
+/// Closes every descriptor above the three standard ones, whoever owns it: for a process that from now on does nothing
+/// but what a program that was just executed could do as well.
+pub(super) fn close_all_but_standard() -> io::Result<()> {
+    // SAFETY: no pointers. Owners of the descriptors are on the stack of a caller that is never returned to.
+    check(unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0) })?;
+    Ok(())
+}
+
 /// A detached copy of the mount (or of the part of it) at `path`; a symlink is not followed.
 pub(super) fn clone_mount(dir: impl AsFd, path: &CStr, recursive: bool) -> io::Result<OwnedFd> {
     let flags = libc::OPEN_TREE_CLONE
@@ -120,8 +128,8 @@ pub(super) fn default_signals() {
     }
 }
 
-/// Gives up every capability, also those that could be regained by exec.
-pub(super) fn drop_capabilities() -> io::Result<()> {
+/// Gives up every capability, and, unless they are to be `regained`, those that exec could give back.
+pub(super) fn drop_capabilities(regained: bool) -> io::Result<()> {
     #[repr(C)]
     struct Header {
         version: u32,
@@ -130,7 +138,7 @@ pub(super) fn drop_capabilities() -> io::Result<()> {
     const VERSION_3: u32 = 0x2008_0522;
     /// Above every capability the kernel will ever number; it says EINVAL at the first it does not know.
     const LAST: libc::c_ulong = 63;
-    for capability in 0..=LAST {
+    for capability in (0..=LAST).take_while(|_| !regained) {
         // SAFETY: PR_CAPBSET_DROP takes no pointer.
         let dropped = check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }.into());
         match dropped {
@@ -150,6 +158,17 @@ pub(super) fn drop_capabilities() -> io::Result<()> {
     let none = [0u32; 6];
     // SAFETY: version 3 reads a header and two records of three words each; both outlive the call.
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) })?;
+    Ok(())
+}
+
+/// Installs a system call filter without giving up new privileges, which needs CAP_SYS_ADMIN.
+pub(super) fn install_filter(program: &[seccompiler::sock_filter]) -> io::Result<()> {
+    let len = u16::try_from(program.len()).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
+    // The kernel does not write to it.
+    let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut().cast() };
+    // SAFETY: seccompiler's instructions have the layout of the kernel's, there are `len` of them, and they outlive the
+    // call, as does the structure that points to them.
+    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) })?;
     Ok(())
 }
 

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
-use nix::unistd::{chdir, pivot_root, sethostname, symlinkat};
+use nix::unistd::{Gid, Uid, chdir, chown, pivot_root, sethostname, symlinkat};
 
-use super::spec::{HostView, SandboxView};
+use super::spec::{HostView, Identity, SandboxView};
 use super::sys::{self, MountAttributes};
 use super::tree::{Root, c_path, kind};
 use super::{SetupError, Step};
@@ -30,20 +30,26 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
     ("/dev/ptmx", "pts/ptmx"),
 ];
 
-/// User id a builder has inside the sandbox.
-pub(super) const SANDBOX_UID: u32 = 1000;
-/// Group id a builder has inside the sandbox.
-pub(super) const SANDBOX_GID: u32 = 100;
+/// User and group id a builder has inside the sandbox.
+const SANDBOX_IDS: (u32, u32) = (1000, 100);
+
+/// The first user and group id of a builder inside the sandbox.
+pub(super) fn ids_inside(identity: Identity) -> (u32, u32) {
+    if identity.has_range() { (0, 0) } else { SANDBOX_IDS }
+}
 
 const HOSTS: &[u8] = b"127.0.0.1 localhost\n::1 localhost\n";
 const NSSWITCH: &[u8] = b"hosts: files dns\nservices: files\n";
-const GROUPS: &[u8] = b"root:x:0:\nnixbld:!:100:\nnogroup:x:65534:\n";
 
-fn passwd(home: &Path) -> String {
+fn groups((_, gid): (u32, u32)) -> String {
+    format!("root:x:0:\nnixbld:!:{gid}:\nnogroup:x:65534:\n")
+}
+
+fn passwd(home: &Path, (uid, gid): (u32, u32)) -> String {
     let home = home.display();
     format!(
         "root:x:0:0:Nix build user:{home}:/noshell\n\
-         nixbld:x:{SANDBOX_UID}:{SANDBOX_GID}:Nix build user:{home}:/noshell\n\
+         nixbld:x:{uid}:{gid}:Nix build user:{home}:/noshell\n\
          nobody:x:65534:65534:Nobody:/:/noshell\n"
     )
 }
@@ -64,13 +70,13 @@ fn mount_proc(target: &Path) -> Result<(), SetupError> {
 }
 
 /// Assembles the sandbox's root and makes it this process's root.
-pub(super) fn enter_sandbox(view: &SandboxView, host_network: bool) -> Result<(), SetupError> {
+pub(super) fn enter_sandbox(view: &SandboxView, host_network: bool, identity: Identity) -> Result<(), SetupError> {
     let root_path = view.root.as_path();
     mount_fs("tmpfs", root_path, MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=0755")?;
     let root = Root::open(root_path).step(|| "opening the sandbox root")?;
 
     make_devices(&root, &view.shm_size)?;
-    make_etc(&root, view.build_dir_inside.as_path(), host_network)?;
+    make_etc(&root, view.build_dir_inside.as_path(), host_network, ids_inside(identity))?;
     root.directory(Path::new("/proc")).step(|| "making /proc")?;
     mount_proc(&root.host_path("/proc"))?;
 
@@ -101,7 +107,14 @@ pub(super) fn enter_sandbox(view: &SandboxView, host_network: bool) -> Result<()
     umount2(".", MntFlags::MNT_DETACH).step(|| "detaching the host's root")?;
     chdir("/").step(|| "entering the sandbox root")?;
     let root = open_directory(Path::new("/"))?;
-    sys::restrict_mount(root.as_fd(), MountAttributes::READ_ONLY, false).step(|| "making the root read-only")?;
+    if let (true, Identity::BuildUser { uid, gid, .. }) = (identity.has_range(), identity) {
+        // Its root may add to it what a system has.
+        for path in ["/", "/etc"] {
+            chown(path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).step(|| format!("giving {path} away"))?;
+        }
+    } else {
+        sys::restrict_mount(root.as_fd(), MountAttributes::READ_ONLY, false).step(|| "making the root read-only")?;
+    }
     sethostname("localhost").step(|| "setting the host name")?;
     // What the kernel starts with; the host's own says where the build runs.
     sys::set_domain_name(b"(none)").step(|| "setting the domain name")
@@ -130,9 +143,9 @@ fn make_devices(root: &Root, shm_size: &str) -> Result<(), SetupError> {
     Ok(())
 }
 
-fn make_etc(root: &Root, home: &Path, host_network: bool) -> Result<(), SetupError> {
+fn make_etc(root: &Root, home: &Path, host_network: bool, ids: (u32, u32)) -> Result<(), SetupError> {
     let mut files: Vec<(&str, Vec<u8>)> =
-        vec![("/etc/passwd", passwd(home).into_bytes()), ("/etc/group", GROUPS.to_vec())];
+        vec![("/etc/passwd", passwd(home, ids).into_bytes()), ("/etc/group", groups(ids).into_bytes())];
     if host_network {
         // The host's own hosts and resolv.conf come as binds.
         files.push(("/etc/nsswitch.conf", NSSWITCH.to_vec()));

@@ -21,6 +21,7 @@ struct State {
     /// Whether a build is needed, as far as known.
     expected: bool,
     run: Option<Run>,
+    hook: Option<Hook>,
     ended: bool,
 }
 
@@ -33,10 +34,34 @@ struct Watcher {
 /// A build that has begun.
 struct Run {
     activity: BuildActivity,
-    history: VecDeque<Box<[u8]>>,
+    history: History,
+    phase: Option<String>,
+}
+
+/// A post-build hook that has begun.
+struct Hook {
+    activity: BuildActivity,
+    history: History,
+}
+
+/// The last lines of an output, for those who come later.
+#[derive(Default)]
+struct History {
+    lines: VecDeque<Box<[u8]>>,
     bytes: usize,
     dropped: u64,
-    phase: Option<String>,
+}
+
+impl History {
+    fn push(&mut self, line: &[u8]) {
+        self.bytes += line.len();
+        self.lines.push_back(line.into());
+        while self.bytes > MAX_HISTORY {
+            let Some(oldest) = self.lines.pop_front() else { break };
+            self.bytes -= oldest.len();
+            self.dropped += 1;
+        }
+    }
 }
 
 impl Feed {
@@ -56,14 +81,18 @@ impl Feed {
         if let Some(run) = &state.run {
             let id = run.activity.id;
             session.build_started(&run.activity);
-            if run.dropped > 0 {
-                let text = format!("[{} earlier lines are in the log file]", run.dropped);
+            if run.history.dropped > 0 {
+                let text = format!("[{} earlier lines are in the log file]", run.history.dropped);
                 session.build_line(id, text.as_bytes());
             }
-            run.history.iter().for_each(|line| session.build_line(id, line));
+            run.history.lines.iter().for_each(|line| session.build_line(id, line));
             if let Some(phase) = &run.phase {
                 session.build_phase(id, phase);
             }
+        }
+        if let Some(hook) = &state.hook {
+            session.hook_started(&hook.activity);
+            hook.history.lines.iter().for_each(|line| session.hook_line(hook.activity.id, line));
         }
         // Those who went away are noticed here, so their number stays in proportion to those who came.
         state.watchers.retain(|watcher| watcher.session.is_open());
@@ -71,9 +100,9 @@ impl Feed {
         true
     }
 
-    /// The sessions that watch.
-    pub(crate) fn watchers(&self) -> Vec<Arc<Session>> {
-        self.0.lock().watchers.iter().map(|watcher| watcher.session.clone()).collect()
+    /// The sessions that watch, and whether they asked for this goal themselves.
+    pub(crate) fn watchers(&self) -> Vec<(Arc<Session>, bool)> {
+        self.0.lock().watchers.iter().map(|watcher| (watcher.session.clone(), watcher.asked)).collect()
     }
 
     /// A build is needed.
@@ -89,7 +118,7 @@ impl Feed {
         let mut state = self.0.lock();
         let activity = BuildActivity { id: activity_id(), drv, text };
         state.watchers.iter().for_each(|watcher| watcher.session.build_started(&activity));
-        state.run = Some(Run { activity, history: VecDeque::new(), bytes: 0, dropped: 0, phase: None });
+        state.run = Some(Run { activity, history: History::default(), phase: None });
     }
 
     /// A line of the builder's log.
@@ -97,13 +126,30 @@ impl Feed {
         let mut state = self.0.lock();
         let State { watchers, run: Some(run), .. } = &mut *state else { return };
         watchers.iter().for_each(|watcher| watcher.session.build_line(run.activity.id, line));
-        run.bytes += line.len();
-        run.history.push_back(line.into());
-        while run.bytes > MAX_HISTORY {
-            let Some(oldest) = run.history.pop_front() else { break };
-            run.bytes -= oldest.len();
-            run.dropped += 1;
-        }
+        run.history.push(line);
+    }
+
+    /// The post-build hook starts.
+    pub(crate) fn hook_started(&self, drv: String, text: String) {
+        let mut state = self.0.lock();
+        let activity = BuildActivity { id: activity_id(), drv, text };
+        state.watchers.iter().for_each(|watcher| watcher.session.hook_started(&activity));
+        state.hook = Some(Hook { activity, history: History::default() });
+    }
+
+    /// A line of the post-build hook's output.
+    pub(crate) fn hook_line(&self, line: &[u8]) {
+        let mut state = self.0.lock();
+        let State { watchers, hook: Some(hook), .. } = &mut *state else { return };
+        watchers.iter().for_each(|watcher| watcher.session.hook_line(hook.activity.id, line));
+        hook.history.push(line);
+    }
+
+    /// The post-build hook has ended.
+    pub(crate) fn hook_ended(&self) {
+        let mut state = self.0.lock();
+        let Some(hook) = state.hook.take() else { return };
+        state.watchers.iter().for_each(|watcher| watcher.session.hook_ended(hook.activity.id));
     }
 
     /// The builder says what it is doing.
@@ -133,7 +179,7 @@ impl Feed {
             if counted {
                 session.build_ended(activity, failure.is_none());
             }
-            if let Some(failure) = failure.filter(|_| !asked) {
+            if let Some(failure) = failure.filter(|failure| !asked && !failure.told) {
                 session.log(render(&failure.message));
             }
         }

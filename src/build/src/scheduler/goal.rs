@@ -4,112 +4,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
-use nix_compat::derivation::{BasicDerivation, Derivation, HashModulo, Output, OutputName};
-use nix_compat::store_path::{StorePath, fixed_output_path};
-use nix_compat::worker::{BuildMode, BuildResult, BuildStatus, BuiltOutput};
-use store::{Store, TempRoots};
+use nix_compat::derivation::BasicDerivation;
+use nix_compat::store_path::StorePath;
+use nix_compat::worker::{BuildMode, BuildResult, BuildStatus};
+use store::TempRoots;
 
 use super::Scheduler;
-use super::graph::{Goal, GoalKey, Graph};
+use super::graph::{Goal, Graph};
+use super::inputs::Inputs;
+use super::plan::Plan;
 use super::session::Session;
 use crate::attributes::Attributes;
+use crate::builtin::Builtin;
 use crate::failure::Failure;
-use crate::run::{Control, CpuTime, Job};
-
-/// What is known of a derivation before anything is built.
-#[derive(Clone)]
-pub(crate) struct Plan {
-    pub(crate) derivation: Arc<Derivation>,
-    /// Paths of all its outputs.
-    pub(crate) outputs: BTreeMap<OutputName, StorePath>,
-    /// Those that are not valid.
-    pub(crate) missing: BTreeSet<OutputName>,
-    /// By which old clients name its outputs.
-    drv_hash: [u8; 32],
-}
-
-impl Plan {
-    /// Reads a derivation from the store. Blocks.
-    pub(crate) fn load(store: &Store, drv: &StorePath) -> Result<Self, Failure> {
-        if !store.is_valid(drv)? {
-            return Err(Failure::no_derivation(store.store_dir(), drv));
-        }
-        Self::of(store, drv, store.derivation(drv)?)
-    }
-
-    /// The plan for a derivation that need not be in the store. Blocks.
-    pub(crate) fn of(store: &Store, drv: &StorePath, derivation: Arc<Derivation>) -> Result<Self, Failure> {
-        let mut outputs = BTreeMap::new();
-        let mut missing = BTreeSet::new();
-        for (name, output) in &derivation.basic.outputs {
-            let Some(path) = output.path() else {
-                let text = format!(
-                    "derivation '{}' has the output '{name}', whose path is known only when it is built; this needs \
-                     content-addressed derivations, which are not supported",
-                    store.store_dir().display(drv)
-                );
-                return Err(Failure::rejected(text));
-            };
-            check_fixed_path(store, drv, &derivation.basic, name, output)?;
-            if !store.is_valid(path)? {
-                missing.insert(name.clone());
-            }
-            outputs.insert(name.clone(), path.clone());
-        }
-        let modulo = derivation.output_hash_modulo(store.store_dir(), &mut |input| store.hash_modulo(input).ok());
-        let drv_hash = match modulo {
-            Ok(HashModulo::Regular(hash)) => hash,
-            Ok(HashModulo::Fixed(hashes)) => hashes.into_values().next().unwrap_or_default(),
-            // What stock sends when it has none.
-            Ok(HashModulo::Deferred) | Err(_) => [0; 32],
-        };
-        Ok(Self { derivation, outputs, missing, drv_hash })
-    }
-
-    /// A result for outputs that are valid.
-    pub(crate) fn success(&self, status: BuildStatus) -> BuildResult {
-        let mut result = BuildResult::new(status, "");
-        result.built_outputs = self
-            .outputs
-            .iter()
-            .map(|(name, path)| (name.clone(), BuiltOutput { drv_hash: self.drv_hash, path: path.clone() }))
-            .collect();
-        result
-    }
-}
-
-/// The path of a fixed output follows from its name and hash; any other path would be somebody else's.
-fn check_fixed_path(
-    store: &Store,
-    drv: &StorePath,
-    derivation: &BasicDerivation,
-    name: &OutputName,
-    output: &Output,
-) -> Result<(), Failure> {
-    let Output::Fixed { path, ca } = output else { return Ok(()) };
-    let dir = store.store_dir();
-    let right = fixed_output_path(dir, &name.path_name(&derivation.name), ca.method, &ca.hash);
-    if right.as_ref() != Ok(path) {
-        let right = right.map_or_else(|e| e.to_string(), |right| format!("should be '{}'", dir.display(&right)));
-        let text = format!(
-            "derivation '{}' has incorrect output '{}' for '{name}': {right}",
-            dir.display(drv),
-            dir.display(path)
-        );
-        return Err(Failure::rejected(text));
-    }
-    if derivation.env(name.as_str()).is_some_and(|value| value != dir.display(path).as_bytes()) {
-        let text = format!(
-            "derivation '{}' has an environment variable '{name}' that is not the path of this output, '{}'",
-            dir.display(drv),
-            dir.display(path)
-        );
-        return Err(Failure::rejected(text));
-    }
-    Ok(())
-}
+use crate::hooks::PostBuild;
+use crate::run::{Control, Done, Job};
+use crate::users::needs_id_range;
 
 /// A goal at work.
 pub(crate) struct Realisation {
@@ -148,24 +58,45 @@ impl Realisation {
 
     async fn realise(self) -> Result<BuildResult, Failure> {
         let plan = self.plan().await?;
+        plan.check_features(&self.session.options)?;
         let roots = self.scheduler.store.new_temp_roots();
-        self.keep(&roots, plan.outputs.values().chain([&self.goal.key.drv]));
+        self.keep(&roots, plan.paths().chain([&self.goal.key.drv]));
         self.check_mode(&plan)?;
-        if self.mode == BuildMode::Normal && (plan.missing.is_empty() || self.scheduler.substitute_outputs(&plan).await)
-        {
+        if self.mode == BuildMode::Normal && (plan.is_complete() || self.scheduler.substitute_outputs(&plan).await) {
             return Ok(plan.success(BuildStatus::AlreadyValid));
         }
         self.goal.feed.expect_build();
-        // Kept before anybody looks whether they are valid: what is found to be valid then stays so.
+        // Kept before anybody looks again whether they are valid: what is found to be valid then stays so.
+        self.keep(&roots, &self.look_at_inputs(&plan).await?.paths);
+        let inputs = self.look_at_inputs(&plan).await?;
+        let paths = self.realise_inputs(&plan, inputs).await?;
+        self.keep(&roots, paths.values());
         let (store, derivation) = (self.scheduler.store.clone(), plan.derivation.clone());
-        let inputs = blocking(move || inputs(&store, &derivation)).await?;
-        self.keep(&roots, &inputs);
-        self.realise_inputs(&plan).await?;
+        let resolves = blocking(move || {
+            let mut known = BTreeMap::new();
+            for drv in derivation.input_drvs.keys() {
+                known.insert(drv.clone(), store.derivation(drv)?);
+            }
+            Ok(derivation.needs_resolving(&mut |drv, output| {
+                known.get(drv).and_then(|drv| drv.basic.outputs.get(output)).is_some_and(|o| o.path().is_some())
+            }))
+        })
+        .await?;
+        if resolves {
+            return self.build_resolved(plan, paths, &roots).await;
+        }
+        let inputs = plan.derivation.basic.input_srcs.iter().cloned().chain(paths.into_values()).collect();
         self.build(plan, inputs).await
     }
 
+    async fn look_at_inputs(&self, plan: &Plan) -> Result<Inputs, Failure> {
+        let (store, drv) = (self.scheduler.store.clone(), self.goal.key.drv.clone());
+        let derivation = plan.derivation.clone();
+        blocking(move || Inputs::look(&store, &drv, &derivation)).await
+    }
+
     /// Keeps paths from being collected until this goal is done, and for its watchers as long as they are connected.
-    fn keep<'a>(&self, roots: &TempRoots, paths: impl IntoIterator<Item = &'a StorePath>) {
+    pub(super) fn keep<'a>(&self, roots: &TempRoots, paths: impl IntoIterator<Item = &'a StorePath>) {
         let kept: Vec<StorePath> = paths.into_iter().inspect(|path| roots.add(path)).cloned().collect();
         self.goal.add_roots(kept);
     }
@@ -182,7 +113,7 @@ impl Realisation {
     fn check_mode(&self, plan: &Plan) -> Result<(), Failure> {
         let name = || self.scheduler.store.store_dir().display(&self.goal.key.drv);
         match self.mode {
-            BuildMode::Check if !plan.missing.is_empty() => {
+            BuildMode::Check if !plan.is_complete() && !plan.derivation.basic.is_impure() => {
                 Err(Failure::misc(format!("some outputs of '{}' are not valid, so checking is not possible", name())))
             }
             BuildMode::Repair => Err(Failure::misc(format!("cannot repair '{}': not supported yet", name()))),
@@ -190,62 +121,9 @@ impl Realisation {
         }
     }
 
-    /// Has everything made that the builder will read.
-    async fn realise_inputs(&self, plan: &Plan) -> Result<(), Failure> {
-        let (store, derivation) = (self.scheduler.store.clone(), plan.derivation.clone());
-        let (sources, derivations) = blocking(move || {
-            let mut sources = Vec::new();
-            for path in &derivation.basic.input_srcs {
-                if !store.is_valid(path)? {
-                    sources.push(path.clone());
-                }
-            }
-            let mut derivations = Vec::new();
-            for (drv, wanted) in &derivation.input_drvs {
-                let plan = Plan::load(&store, drv)?;
-                if wanted.iter().any(|output| !plan.outputs.contains_key(output) || plan.missing.contains(output)) {
-                    derivations.push(drv.clone());
-                }
-            }
-            Ok((sources, derivations))
-        })
-        .await?;
-        for path in sources {
-            if !self.scheduler.substitute(&path).await {
-                return Err(Failure::no_substituter(self.scheduler.store.store_dir(), &path));
-            }
-        }
-
-        let mode = BuildMode::Normal;
-        let mut results: FuturesUnordered<_> = derivations
-            .into_iter()
-            .map(|drv| {
-                let key = GoalKey::stored(drv, mode);
-                self.scheduler.settle(key, &self.session, mode, None, |need| self.goal.add_need(need))
-            })
-            .collect();
-        let (mut failed, mut blamed) = (0, false);
-        while let Some((result, by_settings)) = results.next().await {
-            if !result.is_some_and(|result| result.status.is_success()) {
-                failed += 1;
-                blamed |= by_settings;
-                if !self.session.options.keep_going {
-                    break;
-                }
-            }
-        }
-        drop(results);
-        let failure = match failed {
-            0 => return Ok(()),
-            1 => self.dependencies_failed(plan, "1 dependency failed."),
-            n => self.dependencies_failed(plan, &format!("{n} dependencies failed.")),
-        };
-        Err(if blamed { failure.by_settings() } else { failure })
-    }
-
-    fn dependencies_failed(&self, plan: &Plan, reason: &str) -> Failure {
+    pub(super) fn dependencies_failed(&self, plan: &Plan, reason: &str) -> Failure {
         let dir = self.scheduler.store.store_dir();
-        let outputs: Vec<String> = plan.outputs.values().map(|path| dir.display(path)).collect();
+        let outputs: Vec<String> = plan.paths().map(|path| dir.display(path)).collect();
         Failure::builder(BuildStatus::DependencyFailed, &dir.display(&self.goal.key.drv), reason, &outputs, &[])
     }
 
@@ -256,7 +134,11 @@ impl Realisation {
         let closed = |_| Failure::misc("the daemon is stopping");
         let own_turn = self.session.jobs.clone().acquire_owned().await.map_err(closed)?;
         let turn = scheduler.jobs.clone().acquire_owned().await.map_err(closed)?;
-        let user = scheduler.users.lease(&self.session.options.users).await.map_err(Failure::misc)?;
+        let user = scheduler
+            .users
+            .lease(&self.session.options.users, needs_id_range(&plan.derivation.basic))
+            .await
+            .map_err(Failure::misc)?;
 
         let job = Job {
             store: scheduler.store.clone(),
@@ -273,18 +155,43 @@ impl Realisation {
         let cancel = CancelOnDrop(Arc::default());
         let (control, goal) = (cancel.0.clone(), self.goal.clone());
         let started = now();
-        let cpu: CpuTime = blocking(move || {
+        let done: Done = blocking(move || {
             // Held until the processes are gone and the directories removed, also when nobody waits any more.
             let _held = (own_turn, turn, running);
             job.run(&control, &goal.feed)
         })
         .await?;
+        self.post_build_hook(done.outputs.values().cloned().collect()).await?;
 
-        let mut result = plan.success(BuildStatus::Built);
+        self.goal.add_roots(done.outputs.values().cloned());
+        let mut result = plan.success_with(BuildStatus::Built, &done.outputs);
         result.times_built = 1;
         (result.start_time, result.stop_time) = (started, now());
-        (result.cpu_user, result.cpu_system) = (Some(cpu.user), Some(cpu.system));
+        (result.cpu_user, result.cpu_system) = (Some(done.cpu.user), Some(done.cpu.system));
         Ok(result)
+    }
+
+    /// Runs the post-build hook, which holds up nobody but who waits for this goal.
+    async fn post_build_hook(&self, outputs: BTreeSet<StorePath>) -> Result<(), Failure> {
+        if self.mode != BuildMode::Normal || self.session.options.hooks.post_build.is_none() {
+            return Ok(());
+        }
+        let closed = |_| Failure::misc("the daemon is stopping");
+        let turn = self.scheduler.post_build_hooks.clone().acquire_owned().await.map_err(closed)?;
+        let hook = PostBuild {
+            store_dir: self.scheduler.store.store_dir().clone(),
+            options: self.session.options.clone(),
+            config: self.scheduler.config.clone(),
+            drv: self.goal.key.drv.clone(),
+            outputs,
+        };
+        let cancel = CancelOnDrop(Arc::default());
+        let (control, goal) = (cancel.0.clone(), self.goal.clone());
+        blocking(move || {
+            let _held = turn;
+            Ok(hook.run(&control, &goal.feed)?)
+        })
+        .await
     }
 
     fn check_buildable(&self, plan: &Plan) -> Result<(), Failure> {
@@ -308,41 +215,20 @@ impl Realisation {
             );
             return fail(&text);
         }
-        if options.max_jobs == 0 {
+        if options.max_jobs == 0 && !drv.is_builtin() {
             return fail(
                 "local builds are disabled (max-jobs = 0)\nHint: set 'max-jobs' to a non-zero value to enable local \
                  builds, or configure remote builders via 'builders'",
             );
         }
-        if drv.is_builtin() {
+        if options.cgroups {
+            return fail("the setting 'use-cgroups' is enabled, but builds in cgroups are not supported");
+        }
+        if drv.is_builtin() && Builtin::named(&drv.builder).is_none() {
             return fail(&format!("unsupported builtin builder '{}'", String::from_utf8_lossy(&drv.builder)));
         }
         Ok(())
     }
-}
-
-/// The store paths a derivation builds upon. Blocks.
-fn inputs(store: &Store, derivation: &Derivation) -> Result<BTreeSet<StorePath>, Failure> {
-    let mut inputs = derivation.basic.input_srcs.clone();
-    for (drv, wanted) in &derivation.input_drvs {
-        if !store.is_valid(drv)? {
-            return Err(Failure::no_derivation(store.store_dir(), drv));
-        }
-        let input = store.derivation(drv)?;
-        for output in wanted {
-            let Some(path) = input.basic.outputs.get(output).and_then(|output| output.path()) else {
-                // Says so when it is an output whose path nobody can know yet.
-                Plan::load(store, drv)?;
-                let text = format!(
-                    "derivation '{}' does not have the wanted output '{output}'",
-                    store.store_dir().display(drv)
-                );
-                return Err(Failure::misc(text));
-            };
-            inputs.insert(path.clone());
-        }
-    }
-    Ok(inputs)
 }
 
 /// The end of a goal's task, whatever ends it.

@@ -56,9 +56,17 @@ pub(crate) struct Goal {
 #[derive(Default)]
 struct Links {
     /// Goals this one waits for.
-    needs: Vec<Arc<Goal>>,
+    needs: Vec<Need>,
     /// What must not be collected for as long as a watcher is connected.
     roots: Vec<StorePath>,
+}
+
+/// A goal that another waits for.
+#[derive(Clone)]
+struct Need {
+    goal: Arc<Goal>,
+    /// Whether it is done in the place of the one that waits: who asked for that one asked for this.
+    instead: bool,
 }
 
 impl Goal {
@@ -90,13 +98,22 @@ impl Goal {
 
     /// This goal waits for another, so its watchers watch that one too.
     pub(crate) fn add_need(&self, need: &Arc<Goal>) {
+        self.link(Need { goal: need.clone(), instead: false });
+    }
+
+    /// The same for a goal that is done in the place of this one.
+    pub(crate) fn add_resolved(&self, need: &Arc<Goal>) {
+        self.link(Need { goal: need.clone(), instead: true });
+    }
+
+    fn link(&self, need: Need) {
         let watchers = {
             let mut links = self.links.lock();
             links.needs.push(need.clone());
             self.feed.watchers()
         };
-        for session in watchers {
-            spread(&session, need.clone(), false);
+        for (session, asked) in watchers {
+            spread(&session, need.goal.clone(), asked && need.instead);
         }
     }
 
@@ -105,14 +122,14 @@ impl Goal {
         let mut links = self.links.lock();
         let watchers = self.feed.watchers();
         for path in paths {
-            watchers.iter().for_each(|session| session.temp_roots.add(&path));
+            watchers.iter().for_each(|(session, _)| session.temp_roots.add(&path));
             links.roots.push(path);
         }
     }
 
     /// Whom it waits for.
     pub(crate) fn needs(&self) -> Vec<StorePath> {
-        self.links.lock().needs.iter().filter(|g| !g.is_done()).map(|g| g.key.drv.clone()).collect()
+        self.links.lock().needs.iter().filter(|n| !n.goal.is_done()).map(|n| n.goal.key.drv.clone()).collect()
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -147,7 +164,7 @@ fn spread(session: &Arc<Session>, goal: Arc<Goal>, asked: bool) {
         let links = goal.links.lock();
         if goal.feed.attach(session, asked) {
             links.roots.iter().for_each(|path| session.temp_roots.add(path));
-            todo.extend(links.needs.iter().map(|need| (need.clone(), false)));
+            todo.extend(links.needs.iter().map(|need| (need.goal.clone(), asked && need.instead)));
         }
     }
 }

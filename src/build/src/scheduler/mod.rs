@@ -9,17 +9,21 @@
 pub(crate) mod feed;
 mod goal;
 mod graph;
+mod inputs;
 mod missing;
+pub(crate) mod plan;
+mod resolved;
 mod session;
 mod status;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use nix_compat::conf::Settings;
-use nix_compat::derivation::BasicDerivation;
+use nix_compat::derivation::{BasicDerivation, OutputName};
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::{BuildMode, BuildResult, BuildStatus, DerivedPath, Missing, OutputsSpec};
 use store::{Store, TempRoots};
@@ -27,17 +31,22 @@ use substitute::Substituter;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use self::goal::{Plan, Realisation, blocking};
+use self::goal::{Realisation, blocking};
 use self::graph::{Goal, GoalKey, Graph, Interest};
+use self::plan::Plan;
 use self::session::Session;
 use self::status::Running;
 use crate::failure::Failure;
+use crate::hooks::MAX_POST_BUILD_HOOKS;
 use crate::options::Options;
 use crate::run::default_build_dir;
 use crate::users::Users;
 
 pub use self::session::Events;
 pub use self::status::RunningBuild;
+
+/// Below the state directory, as in stock Nix since 2.30.
+const KEPT_DIR: &str = "builds";
 
 /// Where and how much the daemon builds.
 #[derive(Clone, Debug)]
@@ -46,18 +55,24 @@ pub struct BuildConfig {
     pub log_dir: PathBuf,
     /// Where build directories are made, unless a setting says otherwise.
     pub build_dir: PathBuf,
+    /// Where directories of failed builds are kept, unless a setting says otherwise. Users can enter it.
+    pub kept_dir: PathBuf,
     /// Where the store is mounted. Builders see it there.
     pub store_mount: PathBuf,
     /// The program that becomes the sandbox helper when called by that name.
     pub helper_exe: PathBuf,
     /// Builds at the same time on this machine, whoever wants them.
     pub max_jobs: usize,
+    /// What a Nix client in a hook needs in its environment to find this daemon.
+    pub client_env: Vec<(OsString, OsString)>,
 }
 
 impl BuildConfig {
     /// The usual places for a store with this state directory.
     pub fn new(state_dir: &Path, log_dir: PathBuf, store_mount: PathBuf, helper_exe: PathBuf, max_jobs: usize) -> Self {
-        Self { log_dir, build_dir: default_build_dir(state_dir), store_mount, helper_exe, max_jobs }
+        let build_dir = default_build_dir(state_dir);
+        let kept_dir = state_dir.join(KEPT_DIR);
+        Self { log_dir, build_dir, kept_dir, store_mount, helper_exe, max_jobs, client_env: Vec::new() }
     }
 }
 
@@ -67,6 +82,8 @@ pub struct Client {
     pub events: Arc<dyn Events>,
     /// The temporary roots of its connection.
     pub temp_roots: Arc<TempRoots>,
+    /// Its user on this machine, if the kernel has told.
+    pub uid: Option<u32>,
     /// Ends its request early. Dropping the request's future does the same without an answer.
     pub cancel: CancellationToken,
 }
@@ -78,6 +95,7 @@ pub struct Scheduler {
     substituter: Box<dyn Substituter>,
     graph: Arc<Graph>,
     jobs: Arc<Semaphore>,
+    post_build_hooks: Arc<Semaphore>,
     users: Arc<Users>,
     running: Arc<Running>,
 }
@@ -102,6 +120,7 @@ impl Scheduler {
             substituter,
             graph: Arc::default(),
             jobs,
+            post_build_hooks: Arc::new(Semaphore::new(MAX_POST_BUILD_HOOKS)),
             users: Arc::default(),
             running: Arc::default(),
         })
@@ -118,7 +137,7 @@ impl Scheduler {
         settings: Arc<Settings>,
         client: Client,
     ) -> Vec<(DerivedPath, BuildResult)> {
-        let options = Arc::new(Options::new(&settings));
+        let options = Arc::new(Options { client_uid: client.uid, ..Options::new(&settings) });
         let session = OpenSession(Session::open(client.events, client.temp_roots, options));
         let mut results: Vec<Option<BuildResult>> = Vec::new();
         results.resize(paths.len(), None);
@@ -157,7 +176,7 @@ impl Scheduler {
         settings: Arc<Settings>,
         client: Client,
     ) -> BuildResult {
-        let options = Arc::new(Options::new(&settings));
+        let options = Arc::new(Options { client_uid: client.uid, ..Options::new(&settings) });
         let session = OpenSession(Session::open(client.events, client.temp_roots, options));
         let key = GoalKey::inline(self.store.store_dir(), drv_path, &drv, mode);
         tokio::select! {
@@ -187,8 +206,37 @@ impl Scheduler {
         let outcome = match path {
             DerivedPath::Opaque(path) => self.realise_opaque(path).await,
             DerivedPath::Built { drv, outputs } => self.realise_built(drv, &outputs, mode, session).await,
+            DerivedPath::Dynamic { drv, through, outputs } => match self.realise_through(drv, through, session).await {
+                Ok(drv) => self.realise_built(drv, &outputs, mode, session).await,
+                Err(failure) => Err(failure),
+            },
         };
         outcome.unwrap_or_else(failed)
+    }
+
+    /// Has derivations built that are outputs of one another, and gives the last one.
+    async fn realise_through(
+        self: &Arc<Self>,
+        mut drv: StorePath,
+        through: Vec<OutputName>,
+        session: &Arc<Session>,
+    ) -> Result<StorePath, Failure> {
+        session.options.require_feature("dynamic-derivations")?;
+        for output in through {
+            let wanted = OutputsSpec::Names([output.clone()].into());
+            let result = self.realise_built(drv.clone(), &wanted, BuildMode::Normal, session).await?;
+            if !result.status.is_success() {
+                return Err(Failure::new(result.status, result.error));
+            }
+            let dir = self.store.store_dir();
+            let Some(built) = result.built_outputs.get(&output).filter(|built| built.path.is_derivation()) else {
+                let text = format!("output '{output}' of '{}' is not a derivation", dir.display(&drv));
+                return Err(Failure::misc(text));
+            };
+            drv = built.path.clone();
+            session.temp_roots.add(&drv);
+        }
+        Ok(drv)
     }
 
     async fn realise_opaque(&self, path: StorePath) -> Result<BuildResult, Failure> {
@@ -217,8 +265,9 @@ impl Scheduler {
             let drv = self.store.store_dir().display(&drv);
             return Err(Failure::misc(format!("derivation '{drv}' does not have wanted outputs '{unknown}'")));
         }
-        plan.outputs.values().for_each(|path| session.temp_roots.add(path));
-        let mut result = if mode == BuildMode::Normal && !plan.missing.iter().any(|name| wanted.contains(name)) {
+        plan.paths().for_each(|path| session.temp_roots.add(path));
+        let is_there = |name: &OutputName| plan.has(name) || !wanted.contains(name);
+        let mut result = if mode == BuildMode::Normal && plan.outputs.keys().all(is_there) {
             plan.success(BuildStatus::AlreadyValid)
         } else {
             let key = GoalKey::stored(drv, mode);
@@ -271,8 +320,9 @@ impl Scheduler {
 
     /// Whether all missing outputs could be had from elsewhere.
     async fn substitute_outputs(&self, plan: &Plan) -> bool {
-        for name in &plan.missing {
-            let Some(path) = plan.outputs.get(name) else { return false };
+        for output in plan.outputs.values().filter(|output| !output.valid) {
+            // Where one is whose path nobody knows yet, a realisation would have to tell.
+            let Some(path) = &output.path else { return false };
             if !self.substitute(path).await {
                 return false;
             }

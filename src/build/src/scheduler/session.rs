@@ -43,12 +43,14 @@ struct State {
     builds: u64,
     /// Activities of running builds.
     running: BTreeSet<u64>,
+    /// Activities of post-build hooks.
+    hooks: BTreeSet<u64>,
     done: u64,
     expected: u64,
     failed: u64,
 }
 
-/// A running build, as its watchers are told of it.
+/// A running build or its hook, as its watchers are told of it.
 #[derive(Clone, Debug)]
 pub(crate) struct BuildActivity {
     pub(crate) id: u64,
@@ -65,6 +67,7 @@ impl Session {
             copies: activity_id(),
             builds: activity_id(),
             running: BTreeSet::new(),
+            hooks: BTreeSet::new(),
             done: 0,
             expected: 0,
             failed: 0,
@@ -100,8 +103,8 @@ impl Session {
         if !std::mem::replace(&mut state.open, false) {
             return;
         }
-        let running = std::mem::take(&mut state.running);
-        for id in running.into_iter().chain([state.copies, state.builds, state.realise]) {
+        let (running, hooks) = (std::mem::take(&mut state.running), std::mem::take(&mut state.hooks));
+        for id in hooks.into_iter().chain(running).chain([state.copies, state.builds, state.realise]) {
             self.events.emit(Message::StopActivity(id));
         }
     }
@@ -144,9 +147,34 @@ impl Session {
         self.tell(id, ResultKind::SetPhase, phase.as_bytes());
     }
 
+    pub(crate) fn hook_started(&self, hook: &BuildActivity) {
+        let mut state = self.state.lock();
+        if state.open && state.hooks.insert(hook.id) {
+            self.events.emit(Message::StartActivity {
+                id: hook.id,
+                level: Verbosity::Talkative,
+                kind: ActivityKind::PostBuildHook,
+                text: hook.text.clone().into_bytes(),
+                fields: vec![Field::Text(hook.drv.clone().into_bytes())],
+                parent: 0,
+            });
+        }
+    }
+
+    pub(crate) fn hook_line(&self, id: u64, line: &[u8]) {
+        self.tell(id, ResultKind::PostBuildLogLine, line);
+    }
+
+    pub(crate) fn hook_ended(&self, id: u64) {
+        let mut state = self.state.lock();
+        if state.open && state.hooks.remove(&id) {
+            self.events.emit(Message::StopActivity(id));
+        }
+    }
+
     fn tell(&self, id: u64, kind: ResultKind, text: &[u8]) {
         let state = self.state.lock();
-        if state.open && state.running.contains(&id) {
+        if state.open && (state.running.contains(&id) || state.hooks.contains(&id)) {
             self.events.emit(result(id, kind, vec![Field::Text(text.to_vec())]));
         }
     }

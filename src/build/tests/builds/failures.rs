@@ -1,5 +1,7 @@
 //! How builds fail, and what clients are told.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix_compat::worker::{BuildMode, BuildStatus};
@@ -173,11 +175,37 @@ async fn what_cannot_be_built_here() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_build_can_be_kept() {
     let Some(rig) = Rig::new() else { return };
-    let draft = rig.derivation("kept", "echo evidence > file; exit 1");
-    let (_, log) = rig.fail(&draft, &[("keep-failed", "true")]).await;
-    let notes = log.notes();
-    let path = notes[0].strip_prefix("note: keeping build directory \"").unwrap().strip_suffix('"').unwrap();
-    assert_eq!(std::fs::read_to_string(format!("{path}/file")).unwrap(), "evidence\n");
+    let draft = rig.derivation("kept", "echo evidence > file; $b mkdir sub; echo more > sub/file; exit 1");
+    let build_dir = rig.path("elsewhere");
+    std::fs::create_dir(&build_dir).unwrap();
+    for (setting, place, uid) in [
+        (None, rig.path("state/builds"), Some(54_321)),
+        (None, rig.path("state/builds"), None),
+        (Some(build_dir.to_str().unwrap()), build_dir.clone(), Some(54_321)),
+    ] {
+        let mut settings = vec![("keep-failed", "true")];
+        settings.extend(setting.map(|dir| ("build-dir", dir)));
+        let drv = rig.add(&draft);
+        let (log, mut client) = rig.client();
+        client.uid = uid;
+        let paths = vec![all_outputs(&drv)];
+        rig.scheduler.realise(paths, BuildMode::Normal, rig.settings(&settings), client).await;
+        let notes = log.notes();
+        let path = notes[0].strip_prefix("note: keeping build directory \"").unwrap().strip_suffix('"').unwrap();
+        let number = if uid.is_none() { 1 } else { 0 };
+        assert_eq!(Path::new(path), place.join(format!("nix-build-kept.drv-{number}/build")));
+        for (name, text) in [("file", "evidence\n"), ("sub/file", "more\n")] {
+            assert_eq!(std::fs::read_to_string(format!("{path}/{name}")).unwrap(), text);
+            let owner = std::fs::metadata(format!("{path}/{name}")).unwrap().uid();
+            if nix::unistd::geteuid().is_root() {
+                assert_eq!(owner == 54_321, uid.is_some(), "{owner}");
+            }
+        }
+        // Everybody may enter.
+        for dir in Path::new(path).ancestors().take_while(|dir| *dir != rig.path("")) {
+            assert_eq!(std::fs::metadata(dir).unwrap().mode() & 0o005, 0o005, "{}", dir.display());
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

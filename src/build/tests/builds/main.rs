@@ -3,7 +3,12 @@
 //! Every test has a store of its own. Without root or FUSE they say so and pass.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod builtins;
+mod downloads;
 mod failures;
+mod hooks;
 mod outputs;
 mod rig;
+mod server;
+mod settings;
 mod sharing;

@@ -44,7 +44,7 @@ async fn several_outputs_and_all_kinds_of_files() {
         .derivation(
             "kinds",
             "$b mkdir -p $out/dir/empty; echo $dev > $out/dir/dev; echo x > $out/prog; $b chmod 0711 $out/prog; \
-             $b ln -s dir/dev $out/link; $b ln $out/prog $out/again; $b chmod 000 $out/dir/dev; echo $out > $dev; \
+             $b ln -s dir/dev $out/link; $b ln $out/prog $out/again; $b chmod 000 $out/dir/dev; echo x > $dev; \
              echo \"$fooPath\"; $b cat $fooPath; echo; $b id -u",
         )
         .output("dev")
@@ -53,7 +53,7 @@ async fn several_outputs_and_all_kinds_of_files() {
     let (drv, log) = rig.succeed(&draft, &[]).await;
     let (out, dev) = (rig.output(&drv, "out"), rig.output(&drv, "dev"));
     assert_eq!(rig.store.path_info(&out).unwrap().unwrap().references, [dev.clone()].into());
-    assert_eq!(rig.store.path_info(&dev).unwrap().unwrap().references, [out.clone()].into());
+    assert!(rig.store.path_info(&dev).unwrap().unwrap().references.is_empty());
     let root = rig.store.store_dir().display(&out);
     let mode = |name: &str| {
         let meta = std::fs::symlink_metadata(format!("{root}/{name}")).unwrap();

@@ -140,8 +140,15 @@ impl Rig {
             env: BTreeMap::from([("name".to_owned(), name.to_owned()), ("b".to_owned(), "/busybox".to_owned())]),
             name: name.to_owned(),
             script: script.to_owned(),
+            builtin: None,
             platform: format!("{}-linux", std::env::consts::ARCH),
         }
+    }
+
+    /// A derivation with a builder that is part of Nix.
+    pub(crate) fn builtin(&self, builder: &str, name: &str) -> Draft {
+        let platform = "builtin".to_owned();
+        Draft { builtin: Some(format!("builtin:{builder}")), platform, ..self.derivation(name, "") }
     }
 
     /// Adds a derivation to the store.
@@ -170,11 +177,14 @@ impl Rig {
                 outputs: draft.outputs.clone(),
                 input_srcs: draft.sources.clone(),
                 platform: draft.platform.clone().into_bytes(),
-                builder: b"/bin/sh".to_vec(),
-                args: vec![b"-e".to_vec(), b"-c".to_vec(), draft.script.clone().into_bytes()],
+                builder: draft.builtin.as_deref().unwrap_or("/bin/sh").into(),
+                args: match draft.builtin {
+                    Some(_) => Vec::new(),
+                    None => vec![b"-e".to_vec(), b"-c".to_vec(), draft.script.clone().into_bytes()],
+                },
                 env,
             },
-            input_drvs: draft.inputs.clone(),
+            input_drvs: draft.inputs.iter().map(|(drv, outputs)| (drv.clone(), outputs.clone().into())).collect(),
         };
         derivation.fill_outputs(dir, &mut |input| self.store.hash_modulo(input).ok()).unwrap();
         derivation
@@ -189,10 +199,15 @@ impl Rig {
         std::fs::read_to_string(self.store.store_dir().display(path)).unwrap()
     }
 
+    /// Reads a file of an output through the mount.
+    pub(crate) fn read_below(&self, path: &StorePath, name: &str) -> String {
+        std::fs::read_to_string(format!("{}/{name}", self.store.store_dir().display(path))).unwrap()
+    }
+
     pub(crate) fn client(&self) -> (Arc<Log>, Client) {
         let log = Arc::new(Log::default());
         let temp_roots = Arc::new(self.store.new_temp_roots());
-        (log.clone(), Client { events: log, temp_roots, cancel: CancellationToken::new() })
+        (log.clone(), Client { events: log, temp_roots, uid: None, cancel: CancellationToken::new() })
     }
 
     pub(crate) async fn build(&self, drvs: &[&StorePath], extra: &[(&str, &str)]) -> (Vec<BuildResult>, Arc<Log>) {
@@ -251,6 +266,8 @@ pub(crate) async fn soon(what: &str, mut happened: impl FnMut() -> bool) {
 pub(crate) struct Draft {
     pub(crate) name: String,
     pub(crate) script: String,
+    /// A builder that is part of Nix, instead of the script.
+    pub(crate) builtin: Option<String>,
     pub(crate) outputs: BTreeMap<OutputName, Output>,
     pub(crate) inputs: BTreeMap<StorePath, BTreeSet<OutputName>>,
     pub(crate) sources: BTreeSet<StorePath>,

@@ -159,7 +159,7 @@ pub(super) fn admit(session: &Session, info: &mut PathInfo, dont_check_sigs: boo
     let policy = if (dont_check_sigs && trusted) || !settings.require_sigs {
         SignaturePolicy::DontCheck
     } else {
-        SignaturePolicy::Require(&session.daemon.keys)
+        SignaturePolicy::Require(&session.keys)
     };
     Ok(session.store().check_signatures(info, policy)?)
 }

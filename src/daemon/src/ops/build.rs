@@ -1,7 +1,7 @@
 //! Building. The work is the scheduler's; here its results become what the protocol wants.
 
 use nix_compat::content_address::Method;
-use nix_compat::derivation::{BasicDerivation, Derivation, Output};
+use nix_compat::derivation::{BasicDerivation, Derivation};
 use nix_compat::hash::Algorithm;
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::stderr::Verbosity;
@@ -24,7 +24,12 @@ fn check_mode(session: &Session, mode: BuildMode) -> Result<(), OpError> {
 fn client(session: &Session) -> ::build::Client {
     // Giving up is dropping the work, so nothing needs to be cancelled by name.
     let cancel = CancellationToken::new();
-    ::build::Client { events: session.events.clone(), temp_roots: session.temp_roots.clone(), cancel }
+    ::build::Client {
+        events: session.events.clone(),
+        temp_roots: session.temp_roots.clone(),
+        uid: Some(session.peer.uid),
+        cancel,
+    }
 }
 
 async fn realise(session: &Session, paths: Vec<DerivedPath>, mode: BuildMode) -> Vec<(DerivedPath, BuildResult)> {
@@ -90,7 +95,7 @@ pub(super) async fn derivation(
 /// taken, and these must be where their hashes put them. The client's word for the derivation's own path counts for
 /// nothing either, since logs and derivers go by it: the derivation is stored, and has the path that follows.
 async fn own_path(session: &Session, drv_path: StorePath, derivation: &BasicDerivation) -> Result<StorePath, OpError> {
-    if !derivation.outputs.values().all(|output| matches!(output, Output::Fixed { .. })) {
+    if !derivation.is_content_addressed() {
         return Err(OpError::new("you are not privileged to build input-addressed derivations"));
     }
     let derivation = Derivation::from(derivation.clone());

@@ -106,7 +106,7 @@ impl Write for Pieces {
 pub(super) async fn import(session: &Session, input: &mut Input, payload: Payload) -> Result<Response, OpError> {
     let store = session.store().clone();
     let temp_roots = session.temp_roots.clone();
-    let keys = session.daemon.keys.clone();
+    let keys = session.keys.clone();
     let check = session.settings.require_sigs && !session.is_trusted();
     payload::receive(session, input, payload, move |reader| {
         let mut imported = Vec::new();

@@ -42,6 +42,9 @@ pub(crate) async fn perform(session: &mut Session, input: &mut Input, request: R
     let response = match request {
         Request::SetOptions(sent) => {
             let granted = options::apply(&session.daemon.settings, &sent, session.is_trusted(), &session.events);
+            if granted.trusted_public_keys != session.settings.trusted_public_keys {
+                session.keys = options::public_keys(&granted, &session.events).unwrap_or(session.daemon.keys.clone());
+            }
             session.settings = std::sync::Arc::new(granted);
             Response::Nothing
         }

@@ -28,7 +28,7 @@ pub(super) async fn add(
         store: session.store().clone(),
         temp_roots: session.temp_roots.clone(),
         protocol: session.protocol.clone(),
-        keys: session.daemon.keys.clone(),
+        keys: session.keys.clone(),
         check: session.settings.require_sigs && !(dont_check_sigs && session.is_trusted()),
         batch: Vec::new(),
     };

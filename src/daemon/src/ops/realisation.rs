@@ -18,7 +18,7 @@ pub(super) async fn query(session: &Session, id: DrvOutput) -> Result<Response, 
 pub(super) async fn register(session: &Session, realisation: Realisation) -> Result<Response, OpError> {
     session.daemon.settings.require_feature(FEATURE).map_err(|e| OpError::new(e.to_string()))?;
     let check = session.settings.require_sigs && !session.is_trusted();
-    let keys = session.daemon.keys.clone();
+    let keys = session.keys.clone();
     session
         .blocking(move |store| {
             let policy = if check { SignaturePolicy::Require(&keys) } else { SignaturePolicy::DontCheck };

@@ -49,6 +49,13 @@ macro_rules! settings {
                     _ => None,
                 }
             }
+
+            /// Adds names and values of the fields that differ from those of `other`.
+            fn differing(&self, other: &Self, found: &mut BTreeMap<String, String>) {
+                $(if self.$field != other.$field {
+                    found.insert($name.to_owned(), self.$field.render());
+                })*
+            }
         }
     };
 }
@@ -120,7 +127,7 @@ settings! {
     /// Other systems whose programs run here.
     extra_platforms: BTreeSet<String> = default_platforms(), "extra-platforms";
     /// What derivations may require of the machine. Whether it has `kvm` is for the daemon to find out.
-    system_features: BTreeSet<String> = words(["nixos-test", "benchmark", "big-parallel"]), "system-features";
+    system_features: BTreeSet<String> = default_features(), "system-features";
     /// Experimental features switched on.
     experimental_features: BTreeSet<String> = BTreeSet::new(), "experimental-features";
     /// Environment variables given to impure derivations, as `name=value`.
@@ -231,6 +238,14 @@ impl Settings {
         }
     }
 
+    /// The settings that are not at their defaults, with values as `nix.conf` has them. Unknown names are left out.
+    pub fn changed(&self) -> BTreeMap<String, String> {
+        let mut changed: BTreeMap<String, String> =
+            self.other.iter().filter(|(name, _)| other::is_known(name)).map(|(n, v)| (n.clone(), v.clone())).collect();
+        self.differing(&Self::default(), &mut changed);
+        changed
+    }
+
     /// Refuses what needs an experimental feature that is not enabled.
     ///
     /// # Errors
@@ -250,6 +265,14 @@ fn default_platforms() -> BTreeSet<String> {
         ("x86_64", "linux") => words(["i686-linux"]),
         _ => BTreeSet::new(),
     }
+}
+
+fn default_features() -> BTreeSet<String> {
+    let mut features = words(["nixos-test", "benchmark", "big-parallel"]);
+    if std::env::consts::OS == "linux" {
+        features.insert("uid-range".to_owned());
+    }
+    features
 }
 
 fn list<const N: usize>(words: [&str; N]) -> Vec<String> {
@@ -294,6 +317,31 @@ mod tests {
         // What is no list cannot be added to.
         assert_eq!(settings.set("extra-cores", "1"), Ok(false));
         assert_eq!(settings.other.len(), 3);
+    }
+
+    #[test]
+    fn what_was_changed_reads_back_as_the_same() {
+        let mut settings = Settings::default();
+        assert!(settings.changed().is_empty());
+        for (name, value) in [
+            ("cores", "2K"),
+            ("sandbox", "relaxed"),
+            ("build-users-group", ""),
+            ("extra-substituters", "a b"),
+            ("system-features", "x y"),
+            ("keep-going", "true"),
+            ("sandbox-paths", "/a /b=/c?"),
+            ("warn-dirty", "false"),
+            ("no-such-setting", "1"),
+        ] {
+            settings.set(name, value).unwrap();
+        }
+        let changed = settings.changed();
+        assert_eq!((changed["cores"].as_str(), changed["sandbox-paths"].as_str()), ("2048", "/a=/a /b=/c?"));
+        let mut back = Settings::default();
+        changed.iter().for_each(|(name, value)| assert_eq!(back.set(name, value), Ok(true)));
+        settings.other.remove("no-such-setting");
+        assert_eq!(back, settings);
     }
 
     #[test]

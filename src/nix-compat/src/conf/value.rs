@@ -10,6 +10,9 @@ pub(super) trait Value: Sized {
     /// Reads a value.
     fn parse(text: &str) -> Option<Self>;
 
+    /// The text that [`parse`](Self::parse) makes this value of.
+    fn render(&self) -> String;
+
     /// Adds what `extra-<name>` gives. `None` if values of this type cannot be added to, `Some(false)` if `text` is no
     /// legal value.
     fn add(&mut self, _text: &str) -> Option<bool> {
@@ -26,6 +29,10 @@ impl Value for bool {
             "false" | "no" | "0" => Some(false),
             _ => None,
         }
+    }
+
+    fn render(&self) -> String {
+        self.to_string()
     }
 }
 
@@ -46,6 +53,10 @@ impl Value for u64 {
         }
         digits.parse::<Self>().ok()?.checked_mul(1 << (10 * power))
     }
+
+    fn render(&self) -> String {
+        self.to_string()
+    }
 }
 
 impl Value for String {
@@ -53,6 +64,10 @@ impl Value for String {
 
     fn parse(text: &str) -> Option<Self> {
         Some(text.to_owned())
+    }
+
+    fn render(&self) -> String {
+        self.clone()
     }
 }
 
@@ -63,6 +78,10 @@ impl Value for Option<String> {
     fn parse(text: &str) -> Option<Self> {
         Some(Some(text).filter(|text| !text.is_empty()).map(str::to_owned))
     }
+
+    fn render(&self) -> String {
+        self.clone().unwrap_or_default()
+    }
 }
 
 /// Words, in order.
@@ -71,6 +90,10 @@ impl Value for Vec<String> {
 
     fn parse(text: &str) -> Option<Self> {
         Some(text.split_whitespace().map(str::to_owned).collect())
+    }
+
+    fn render(&self) -> String {
+        self.join(" ")
     }
 
     fn add(&mut self, text: &str) -> Option<bool> {
@@ -85,6 +108,10 @@ impl Value for BTreeSet<String> {
 
     fn parse(text: &str) -> Option<Self> {
         Some(text.split_whitespace().map(str::to_owned).collect())
+    }
+
+    fn render(&self) -> String {
+        self.iter().map(String::as_str).collect::<Vec<_>>().join(" ")
     }
 
     fn add(&mut self, text: &str) -> Option<bool> {
@@ -115,6 +142,15 @@ impl Value for Sandbox {
             _ => None,
         }
     }
+
+    fn render(&self) -> String {
+        match self {
+            Self::On => "true",
+            Self::Off => "false",
+            Self::Relaxed => "relaxed",
+        }
+        .to_owned()
+    }
 }
 
 /// Something of the machine's that builds may see.
@@ -134,6 +170,13 @@ impl Value for BTreeMap<String, SandboxPath> {
         let mut paths = Self::new();
         paths.add(text);
         Some(paths)
+    }
+
+    fn render(&self) -> String {
+        let word = |(target, path): (&String, &SandboxPath)| {
+            format!("{target}={}{}", path.source, if path.optional { "?" } else { "" })
+        };
+        self.iter().map(word).collect::<Vec<_>>().join(" ")
     }
 
     fn add(&mut self, text: &str) -> Option<bool> {

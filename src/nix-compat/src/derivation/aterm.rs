@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{BasicDerivation, Derivation, Error, Output, OutputName};
+use super::{BasicDerivation, Derivation, Error, InputOutputs, MAX_DYNAMIC_DEPTH, Output, OutputName};
 use crate::store_path::{StoreDir, StorePath};
 
 impl Derivation {
@@ -25,20 +25,30 @@ impl Derivation {
     /// Writes what [`parse`](Self::parse) reads.
     pub fn to_aterm(&self, dir: &StoreDir) -> Vec<u8> {
         let inputs = self.input_drvs.iter().map(|(path, outputs)| (dir.display(path), outputs));
-        write(&self.basic, dir, inputs, false)
+        write(&self.basic, dir, inputs, self.is_dynamic(), false)
     }
 }
 
+/// The version of the form for dynamic derivations, the only one that has a version.
+const DYNAMIC: &str = "xp-dyn-drv";
+
 /// Writes the ATerm with `inputs` for its input derivations; they must be in order. `masked` blanks out the paths of its
 /// own outputs.
-pub(super) fn write<'a>(
+pub(super) fn write<'a, P: AsRef<str>>(
     basic: &BasicDerivation,
     dir: &StoreDir,
-    inputs: impl Iterator<Item = (String, &'a BTreeSet<OutputName>)>,
+    inputs: impl IntoIterator<Item = (P, &'a InputOutputs)>,
+    dynamic: bool,
     masked: bool,
 ) -> Vec<u8> {
     let mut out = Vec::with_capacity(4096);
-    out.extend_from_slice(b"Derive(");
+    if dynamic {
+        out.extend_from_slice(b"DrvWithVersion(");
+        string(&mut out, DYNAMIC.as_bytes());
+        out.push(b',');
+    } else {
+        out.extend_from_slice(b"Derive(");
+    }
     list(&mut out, &basic.outputs, |out, (name, output)| {
         let (path, algorithm, hash) = output.to_fields(dir);
         let path = if masked { "" } else { &path };
@@ -47,9 +57,9 @@ pub(super) fn write<'a>(
     out.push(b',');
     list(&mut out, inputs, |out, (input, wanted)| {
         out.push(b'(');
-        string(out, input.as_bytes());
+        string(out, input.as_ref().as_bytes());
         out.push(b',');
-        list(out, wanted, |out, name| string(out, name.as_str().as_bytes()));
+        input_outputs(out, wanted);
         out.push(b')');
     });
     out.push(b',');
@@ -67,6 +77,25 @@ pub(super) fn write<'a>(
     });
     out.push(b')');
     out
+}
+
+/// A list of outputs, or, with outputs of outputs, a pair of lists.
+fn input_outputs(out: &mut Vec<u8>, wanted: &InputOutputs) {
+    let names = |out: &mut Vec<u8>| list(out, &wanted.outputs, |out, name| string(out, name.as_str().as_bytes()));
+    if wanted.dynamic.is_empty() {
+        return names(out);
+    }
+    out.push(b'(');
+    names(out);
+    out.push(b',');
+    list(out, &wanted.dynamic, |out, (name, wanted)| {
+        out.push(b'(');
+        string(out, name.as_str().as_bytes());
+        out.push(b',');
+        input_outputs(out, wanted);
+        out.push(b')');
+    });
+    out.push(b')');
 }
 
 fn list<I: IntoIterator>(out: &mut Vec<u8>, items: I, mut item: impl FnMut(&mut Vec<u8>, I::Item)) {
@@ -114,18 +143,23 @@ struct Parser<'a> {
 
 impl<'a> Parser<'a> {
     fn derivation(&mut self) -> Result<Derivation, Error> {
-        if self.rest().starts_with(b"DrvWithVersion(") {
+        let dynamic = self.rest().starts_with(b"DrvWithVersion(");
+        if dynamic {
             self.expect(b"DrvWithVersion(", "a derivation")?;
             let version = self.text("version")?;
-            return Err(Error::UnsupportedVersion { name: self.name.to_owned(), version });
+            if version != DYNAMIC {
+                return Err(Error::UnsupportedVersion { name: self.name.to_owned(), version });
+            }
+            self.comma()?;
+        } else {
+            self.expect(b"Derive(", "a derivation")?;
         }
-        self.expect(b"Derive(", "a derivation")?;
         let outputs = self.map("outputs", Self::output)?;
         if outputs.is_empty() {
             return Err(Error::NoOutputs(self.name.to_owned()));
         }
         self.comma()?;
-        let input_drvs = self.map("input derivations", Self::input_drv)?;
+        let input_drvs = self.map("input derivations", |parser| parser.input_drv(dynamic))?;
         self.comma()?;
         let input_srcs = self.set("input sources", Self::path)?;
         self.comma()?;
@@ -142,15 +176,18 @@ impl<'a> Parser<'a> {
         let env = self.map("environment variables", Self::variable)?;
         self.close()?;
         let name = self.name.to_owned();
-        Ok(Derivation {
-            basic: BasicDerivation { name, outputs, input_srcs, platform, builder, args, env },
-            input_drvs,
-        })
+        let basic = BasicDerivation { name, outputs, input_srcs, platform, builder, args, env };
+        let derivation = Derivation { basic, input_drvs };
+        // Stock writes the versioned form only where it has to.
+        if dynamic && !derivation.is_dynamic() {
+            return Err(self.syntax("an output of an output before it"));
+        }
+        Ok(derivation)
     }
 
     fn output(&mut self) -> Result<(OutputName, Output), Error> {
         self.open()?;
-        let name = OutputName::new(&self.text("output name")?)?;
+        let name = self.output_name()?;
         self.comma()?;
         let path = self.text("output path")?;
         self.comma()?;
@@ -165,20 +202,45 @@ impl<'a> Parser<'a> {
         Ok((name, output))
     }
 
-    fn input_drv(&mut self) -> Result<(StorePath, BTreeSet<OutputName>), Error> {
+    fn input_drv(&mut self, dynamic: bool) -> Result<(StorePath, InputOutputs), Error> {
         self.open()?;
         let path = self.path()?;
         if !path.is_derivation() {
             return Err(Error::NotADerivation(path));
         }
         self.comma()?;
-        let wanted =
-            self.set("outputs of an input derivation", |parser| OutputName::new(&parser.text("output name")?))?;
+        let wanted = self.input_outputs(if dynamic { MAX_DYNAMIC_DEPTH } else { 0 })?;
         self.close()?;
-        if wanted.is_empty() {
+        if wanted.outputs.is_empty() && wanted.dynamic.is_empty() {
             return Err(Error::NoWantedOutputs { name: self.name.to_owned(), input: path });
         }
         Ok((path, wanted))
+    }
+
+    fn output_name(&mut self) -> Result<OutputName, Error> {
+        OutputName::new(&self.text("output name")?)
+    }
+
+    fn input_outputs(&mut self, depth: usize) -> Result<InputOutputs, Error> {
+        let nested = depth > 0 && self.rest().starts_with(b"(");
+        if nested {
+            self.open()?;
+        }
+        let outputs = self.set("outputs of an input derivation", Self::output_name)?;
+        let mut dynamic = BTreeMap::new();
+        if nested {
+            self.comma()?;
+            dynamic = self.map("outputs of outputs of an input derivation", |parser| {
+                parser.open()?;
+                let name = parser.output_name()?;
+                parser.comma()?;
+                let wanted = parser.input_outputs(depth - 1)?;
+                parser.close()?;
+                Ok((name, wanted))
+            })?;
+            self.close()?;
+        }
+        Ok(InputOutputs { outputs, dynamic })
     }
 
     fn variable(&mut self) -> Result<(Vec<u8>, Vec<u8>), Error> {

@@ -17,7 +17,15 @@ pub enum Error {
         /// where
         offset: usize,
     },
-    /// A form of derivation this crate does not read, such as `xp-dyn-drv`.
+    /// An input whose path has to be known, and is not.
+    #[error("output '{output}' of '{input}' is not known yet")]
+    UnresolvedInput {
+        /// the input derivation
+        input: StorePath,
+        /// its output
+        output: OutputName,
+    },
+    /// A form of derivation this crate does not read; the only one with a version that it reads is `xp-dyn-drv`.
     #[error("derivation '{name}' is of the unsupported version '{version}'")]
     UnsupportedVersion {
         /// the derivation's name
@@ -94,7 +102,7 @@ pub enum Error {
         output: OutputName,
     },
     /// An output has another path than the one that follows from the derivation.
-    #[error("derivation '{name}' has path '{found}' for output '{output}', should be '{computed}'")]
+    #[error("derivation '{name}' has incorrect output '{found}' for '{output}', should be '{computed}'")]
     WrongOutputPath {
         /// the derivation's name
         name: String,

@@ -3,11 +3,11 @@
 //! In the ATerm every input derivation's path is replaced by that one's hash modulo, and the result is hashed. A fixed
 //! output counts by its hash and path alone, so fetching the same file another way changes nothing downstream.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use data_encoding::HEXLOWER;
 
-use super::{Derivation, Error, Output, OutputName, aterm};
+use super::{Derivation, Error, InputOutputs, Output, OutputName, aterm};
 use crate::hash::sha256;
 use crate::store_path::{StoreDir, StorePath};
 
@@ -18,8 +18,22 @@ pub enum HashModulo {
     Fixed(BTreeMap<OutputName, [u8; 32]>),
     /// One hash for all outputs.
     Regular([u8; 32]),
-    /// None yet: it or one of its inputs has outputs whose paths are known only when they are built.
-    Deferred,
+    /// The same, but no path follows from it: it or one of its inputs has outputs whose paths are known only when they
+    /// are built.
+    Deferred([u8; 32]),
+}
+
+/// What is hashed in the place of an impure derivation: two builds of one have nothing in common.
+const IMPURE: &[u8] = b"impure";
+
+impl HashModulo {
+    /// What it says of one output; `None` for an output that is not there.
+    pub fn of(&self, output: &OutputName) -> Option<[u8; 32]> {
+        match self {
+            Self::Fixed(hashes) => hashes.get(output).copied(),
+            Self::Regular(hash) | Self::Deferred(hash) => Some(*hash),
+        }
+    }
 }
 
 impl Derivation {
@@ -31,10 +45,13 @@ impl Derivation {
         dir: &StoreDir,
         input: &mut dyn FnMut(&StorePath) -> Option<HashModulo>,
     ) -> Result<HashModulo, Error> {
-        if self.basic.outputs.values().any(|output| matches!(output, Output::Deferred)) {
-            return Ok(HashModulo::Deferred);
-        }
-        self.modulo(dir, input, false)
+        let hash = self.modulo(dir, input, false)?;
+        Ok(match hash {
+            HashModulo::Regular(hash) if self.basic.outputs.values().any(|o| matches!(o, Output::Deferred)) => {
+                HashModulo::Deferred(hash)
+            }
+            other => other,
+        })
     }
 
     /// The hash its own output paths follow from: the same, with their places left empty.
@@ -59,40 +76,37 @@ impl Derivation {
             let text = format!("fixed:out:{prefix}{algorithm}:{}:{}", ca.hash.to_base16(), dir.display(path));
             return Ok(HashModulo::Fixed([(OutputName::default(), sha256(text.as_bytes()))].into()));
         }
+        let mut deferred = false;
         for output in self.basic.outputs.values() {
             match output {
                 Output::InputAddressed(_) | Output::Deferred => {}
-                Output::Floating { .. } | Output::Impure { .. } => return Ok(HashModulo::Deferred),
+                Output::Floating { .. } => deferred = true,
+                Output::Impure { .. } => return Ok(HashModulo::Deferred(sha256(IMPURE))),
                 Output::Fixed { .. } => return Err(Error::MixedOutputs(self.basic.name.clone())),
             }
         }
-        let Some(inputs) = self.hashed_inputs(input)? else { return Ok(HashModulo::Deferred) };
-        let inputs = inputs.iter().map(|(hash, outputs)| (hash.clone(), outputs));
-        Ok(HashModulo::Regular(sha256(&aterm::write(&self.basic, dir, inputs, masked))))
+        let (inputs, unknown) = self.hashed_inputs(input)?;
+        let hash = sha256(&aterm::write(&self.basic, dir, &inputs, self.is_dynamic(), masked));
+        Ok(if deferred || unknown { HashModulo::Deferred(hash) } else { HashModulo::Regular(hash) })
     }
 
-    /// The input derivations by hash instead of path. Two with the same hash become one.
+    /// The input derivations by hash instead of path, and whether one of these is deferred. Two with the same hash become
+    /// one. Outputs of outputs do not count, as in stock Nix.
     fn hashed_inputs(
         &self,
         input: &mut dyn FnMut(&StorePath) -> Option<HashModulo>,
-    ) -> Result<Option<BTreeMap<String, BTreeSet<OutputName>>>, Error> {
-        let mut hashed: BTreeMap<String, BTreeSet<OutputName>> = BTreeMap::new();
+    ) -> Result<(BTreeMap<String, InputOutputs>, bool), Error> {
+        let mut hashed: BTreeMap<String, InputOutputs> = BTreeMap::new();
+        let mut deferred = false;
         for (path, wanted) in &self.input_drvs {
-            match input(path).ok_or_else(|| Error::UnknownInput(path.clone()))? {
-                HashModulo::Deferred => return Ok(None),
-                HashModulo::Regular(hash) => {
-                    hashed.entry(HEXLOWER.encode(&hash)).or_default().extend(wanted.iter().cloned());
-                }
-                HashModulo::Fixed(hashes) => {
-                    for output in wanted {
-                        let hash = hashes
-                            .get(output)
-                            .ok_or_else(|| Error::UnknownOutput { input: path.clone(), output: output.clone() })?;
-                        hashed.entry(HEXLOWER.encode(hash)).or_default().insert(OutputName::default());
-                    }
-                }
+            let hash = input(path).ok_or_else(|| Error::UnknownInput(path.clone()))?;
+            deferred |= matches!(hash, HashModulo::Deferred(_));
+            for output in &wanted.outputs {
+                let unknown = || Error::UnknownOutput { input: path.clone(), output: output.clone() };
+                let text = HEXLOWER.encode(&hash.of(output).ok_or_else(unknown)?);
+                hashed.entry(text).or_default().outputs.insert(output.clone());
             }
         }
-        Ok(Some(hashed))
+        Ok((hashed, deferred))
     }
 }

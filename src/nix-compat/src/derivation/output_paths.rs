@@ -35,7 +35,7 @@ impl Derivation {
                         *output = Output::InputAddressed(path.clone());
                         path
                     }
-                    HashModulo::Fixed(_) | HashModulo::Deferred => {
+                    HashModulo::Fixed(_) | HashModulo::Deferred(_) => {
                         *output = Output::Deferred;
                         basic.env.insert(name.as_str().into(), Vec::new());
                         continue;
@@ -69,7 +69,7 @@ impl Derivation {
                 }
                 Output::InputAddressed(path) => match &hash {
                     HashModulo::Regular(hash) => (path, output_path(dir, hash, name, &self.basic.name)?),
-                    HashModulo::Fixed(_) | HashModulo::Deferred => {
+                    HashModulo::Fixed(_) | HashModulo::Deferred(_) => {
                         let (drv, output) = (self.basic.name.clone(), name.clone());
                         return Err(Error::PathNotKnown { name: drv, output });
                     }

@@ -56,6 +56,20 @@ pub fn output_path(dir: &StoreDir, modulo: &[u8; 32], output: &OutputName, drv_n
     from_fingerprint(dir, &format!("output:{output}"), modulo, &output.path_name(drv_name))
 }
 
+/// Where an output is built whose own path will follow from its contents.
+///
+/// It collides with no other path, and is the same for every build of the derivation: contents that hide it (compressed,
+/// for example) do not differ from build to build.
+pub fn scratch_path(
+    dir: &StoreDir,
+    drv_path: &StorePath,
+    output: &OutputName,
+    drv_name: &str,
+) -> Result<StorePath, Error> {
+    let kind = format!("rewrite:{}:name:{output}", drv_path.base_name());
+    from_fingerprint(dir, &kind, &[0; 32], &output.path_name(drv_name))
+}
+
 /// The path of an object with this content address.
 ///
 /// `references` do not contain the object itself, see [`source_path`]. Only objects addressed as text or by the SHA-256

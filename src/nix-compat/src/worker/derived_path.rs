@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Protocol;
 use super::values::Text;
-use crate::derivation::{self, OutputName};
+use crate::derivation::{self, MAX_DYNAMIC_DEPTH, OutputName};
 use crate::store_path::{self, StorePath};
 use crate::wire::Invalid;
 
@@ -21,6 +21,16 @@ pub enum DerivedPath {
         /// The derivation.
         drv: StorePath,
         /// Which outputs.
+        outputs: OutputsSpec,
+    },
+    /// Outputs of a derivation that has yet to be built (*dynamic derivations*, experimental in stock Nix).
+    Dynamic {
+        /// The derivation in the store that it begins with.
+        drv: StorePath,
+        /// The output of it that is a derivation, the output of that one that is, and so on; never empty, and at most
+        /// [`MAX_DYNAMIC_DEPTH`].
+        through: Vec<OutputName>,
+        /// Which outputs of the last one.
         outputs: OutputsSpec,
     },
 }
@@ -56,11 +66,9 @@ pub enum DerivedPathError {
     /// Nothing after "!".
     #[error("derived path '{0}' names no outputs after '!'")]
     NoOutputs(String),
-    /// An output of a derivation that is itself an output: experimental in stock, absent here.
-    #[error(
-        "derived path '{0}' is an output of a derivation that has yet to be built: dynamic derivations are not supported"
-    )]
-    Dynamic(String),
+    /// Outputs of outputs without end.
+    #[error("derived path '{0}' has more than {MAX_DYNAMIC_DEPTH} outputs of outputs")]
+    TooDeep(String),
 }
 
 impl DerivedPath {
@@ -68,14 +76,14 @@ impl DerivedPath {
     pub fn base(&self) -> &StorePath {
         match self {
             Self::Opaque(path) => path,
-            Self::Built { drv, .. } => drv,
+            Self::Built { drv, .. } | Self::Dynamic { drv, .. } => drv,
         }
     }
 
     /// Parses the form that `protocol` uses.
     pub fn parse(text: &str, protocol: &Protocol) -> Result<Self, DerivedPathError> {
         let new_syntax = protocol.since(NEW_SYNTAX);
-        let Some((drv, outputs)) = text.split_once('!') else {
+        let Some((before, outputs)) = text.rsplit_once('!') else {
             let path = protocol.store_dir.parse(text)?;
             return Ok(if !new_syntax && path.is_derivation() {
                 Self::Built { drv: path, outputs: OutputsSpec::All }
@@ -83,39 +91,48 @@ impl DerivedPath {
                 Self::Opaque(path)
             });
         };
-        if outputs.contains('!') {
-            return Err(DerivedPathError::Dynamic(text.to_owned()));
+        let mut parts = before.split('!');
+        let drv = protocol.store_dir.parse(parts.next().unwrap_or_default())?;
+        let mut through = Vec::new();
+        for output in parts {
+            if through.len() == MAX_DYNAMIC_DEPTH {
+                return Err(DerivedPathError::TooDeep(text.to_owned()));
+            }
+            through.push(output.parse()?);
         }
-        let drv = protocol.store_dir.parse(drv)?;
         let outputs = match outputs {
             "" => return Err(DerivedPathError::NoOutputs(text.to_owned())),
             "*" if new_syntax => OutputsSpec::All,
             names => OutputsSpec::Names(names.split(',').map(str::parse).collect::<Result<_, _>>()?),
         };
-        Ok(Self::Built { drv, outputs })
+        Ok(if through.is_empty() { Self::Built { drv, outputs } } else { Self::Dynamic { drv, through, outputs } })
     }
 
     /// Prints the form that `protocol` uses. Below 1.30 a derivation's file and all its outputs look the same.
     pub fn print(&self, protocol: &Protocol) -> String {
-        match self {
-            Self::Opaque(path) => protocol.store_dir.display(path),
-            Self::Built { drv, outputs } => {
-                let mut text = protocol.store_dir.display(drv);
-                match outputs {
-                    OutputsSpec::All if protocol.since(NEW_SYNTAX) => text.push_str("!*"),
-                    OutputsSpec::All => {}
-                    OutputsSpec::Names(names) => {
-                        let mut separator = '!';
-                        for name in names {
-                            text.push(separator);
-                            text.push_str(name.as_str());
-                            separator = ',';
-                        }
-                    }
+        let (drv, through, outputs) = match self {
+            Self::Opaque(path) => return protocol.store_dir.display(path),
+            Self::Built { drv, outputs } => (drv, &[][..], outputs),
+            Self::Dynamic { drv, through, outputs } => (drv, &through[..], outputs),
+        };
+        let mut text = protocol.store_dir.display(drv);
+        for output in through {
+            text.push('!');
+            text.push_str(output.as_str());
+        }
+        match outputs {
+            OutputsSpec::All if protocol.since(NEW_SYNTAX) => text.push_str("!*"),
+            OutputsSpec::All => {}
+            OutputsSpec::Names(names) => {
+                let mut separator = '!';
+                for name in names {
+                    text.push(separator);
+                    text.push_str(name.as_str());
+                    separator = ',';
                 }
-                text
             }
         }
+        text
     }
 }
 

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nix_compat::content_address::{ContentAddress, Method};
 use nix_compat::derivation::{
-    BasicDerivation, Derivation, Error, HashModulo, Output, OutputName, output_placeholder, upstream_placeholder,
+    BasicDerivation, Derivation, Error, HashModulo, InputOutputs, Output, OutputName, output_placeholder,
+    upstream_placeholder,
 };
 use nix_compat::hash::{Algorithm, Hash};
 use nix_compat::store_path::{StoreDir, StorePath, text_path};
@@ -132,7 +133,7 @@ fn how_a_file_is_fetched_does_not_matter() {
 fn what_is_not_known_is_deferred_or_an_error() {
     let golden = Golden::load();
     for floating in ["floating", "deferred", "impure"] {
-        assert_eq!(golden.modulo(&golden.path(floating)), HashModulo::Deferred, "{floating}");
+        assert!(matches!(golden.modulo(&golden.path(floating)), HashModulo::Deferred(_)), "{floating}");
     }
     let lib = golden.named("lib-1.0");
     let input = lib.input_drvs.keys().next().unwrap().clone();
@@ -140,9 +141,34 @@ fn what_is_not_known_is_deferred_or_an_error() {
     let nothing = HashModulo::Fixed(BTreeMap::new());
     let unknown = Err(Error::UnknownOutput { input, output: out() });
     assert_eq!(lib.hash_modulo(&golden.dir, &mut |_| Some(nothing.clone())), unknown);
-    let deferred = &mut |_: &StorePath| Some(HashModulo::Deferred);
+    let deferred = &mut |_: &StorePath| Some(HashModulo::Deferred([7; 32]));
     let stated = lib.verify_outputs(&golden.dir, &golden.path("lib-1.0"), deferred);
     assert!(matches!(stated, Err(Error::PathNotKnown { .. })));
+}
+
+#[test]
+fn inputs_are_resolved() {
+    let golden = Golden::load();
+    let deferred = golden.named("deferred");
+    let path: StorePath = "m6wswa7yn6x5gi6gdq7x1fqlwmlhfja9-made".parse().unwrap();
+    assert!(deferred.needs_resolving(&mut |_, _| true));
+    assert!(matches!(deferred.resolve(&golden.dir, &mut |_, _| None), Err(Error::UnresolvedInput { .. })));
+    let resolved = deferred.resolve(&golden.dir, &mut |_, _| Some(path.clone())).unwrap();
+    assert!(resolved.input_srcs.contains(&path));
+    // Its own path is that of an ordinary derivation with that source.
+    assert!(matches!(resolved.outputs[&out()], Output::InputAddressed(_)));
+    let resolved = Derivation::from(resolved);
+    let text = resolved.to_aterm(&golden.dir);
+    for (input, wanted) in &deferred.input_drvs {
+        for output in &wanted.outputs {
+            let placeholder = upstream_placeholder(input, output);
+            assert!(!text.windows(placeholder.len()).any(|window| window == placeholder.as_bytes()));
+        }
+    }
+    assert_eq!(resolved.verify_outputs(&golden.dir, &golden.path("deferred"), &mut |_| None), Ok(()));
+    // One with known paths all around stays what it is.
+    assert!(!golden.named("lib-1.0").needs_resolving(&mut |_, _| true));
+    assert!(golden.named("lib-1.0").needs_resolving(&mut |_, _| false));
 }
 
 #[test]
@@ -236,8 +262,19 @@ fn what_is_refused() {
     for text in ["", "Derive", "Derive(", "Derive([])", r#"Derive([("out","","","")],[],[],"s","b",[],[]) "#] {
         assert!(matches!(parse(text), Err(Error::Syntax { .. } | Error::NoOutputs(_))), "{text}");
     }
-    let dynamic = r#"DrvWithVersion("xp-dyn-drv",[("out","","","")],[],[],"s","b",[],[])"#;
-    assert_eq!(parse(dynamic), Err(Error::UnsupportedVersion { name: "x".into(), version: "xp-dyn-drv".into() }));
+    let versioned = |version: &str, inputs: &str| {
+        parse(&format!(r#"DrvWithVersion("{version}",[{output}],[{inputs}],[],"s","b",[],[])"#))
+    };
+    let dynamic = format!(r#"("{DRV}",([],[("out",["out"])]))"#);
+    assert!(versioned("xp-dyn-drv", &dynamic).is_ok());
+    assert!(matches!(versioned("xp-dyn-drv", &input), Err(Error::Syntax { .. })));
+    assert!(matches!(with(output, &dynamic, "", ""), Err(Error::Syntax { .. })));
+    let deep = (0..50).fold(r#"["out"]"#.to_owned(), |inner, _| format!(r#"([],[("out",{inner})])"#));
+    assert!(matches!(versioned("xp-dyn-drv", &format!(r#"("{DRV}",{deep})"#)), Err(Error::Syntax { .. })));
+    assert_eq!(
+        versioned("xp-other", &dynamic),
+        Err(Error::UnsupportedVersion { name: "x".into(), version: "xp-other".into() })
+    );
 }
 
 #[test]
@@ -276,7 +313,12 @@ fn output() -> impl Strategy<Value = Output> {
 
 fn derivation() -> impl Strategy<Value = Derivation> {
     let bytes = || vec(any::<u8>(), 0..12);
-    let wanted = btree_set(output_name(), 1..3);
+    let outputs = || btree_set(output_name(), 1..3).prop_map(InputOutputs::from);
+    let nested = (outputs(), btree_map(output_name(), outputs(), 1..3));
+    let wanted = prop_oneof![
+        3 => outputs(),
+        1 => nested.prop_map(|(outputs, dynamic)| InputOutputs { dynamic, ..outputs }),
+    ];
     let drv_inputs = btree_map(store_path(".drv"), wanted, 0..4);
     let fields = (
         btree_map(output_name(), output(), 1..4),

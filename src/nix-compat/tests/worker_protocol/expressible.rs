@@ -105,6 +105,15 @@ fn derived(path: DerivedPath, protocol: &Protocol) -> DerivedPath {
         DerivedPath::Opaque(drv) if drv.is_derivation() && !protocol.since(30) => {
             DerivedPath::Built { drv, outputs: OutputsSpec::All }
         }
+        // Nothing says "all" there, so the last name is that of an output.
+        DerivedPath::Dynamic { drv, mut through, outputs: OutputsSpec::All } if !protocol.since(30) => {
+            let outputs = OutputsSpec::Names(through.pop().into_iter().collect());
+            if through.is_empty() {
+                DerivedPath::Built { drv, outputs }
+            } else {
+                DerivedPath::Dynamic { drv, through, outputs }
+            }
+        }
         other => other,
     }
 }

@@ -82,7 +82,12 @@ fn derived_path() -> impl Strategy<Value = DerivedPath> {
     prop_oneof![
         store_path().prop_map(DerivedPath::Opaque),
         drv_path().prop_map(DerivedPath::Opaque),
-        (drv_path(), outputs).prop_map(|(drv, outputs)| DerivedPath::Built { drv, outputs }),
+        (drv_path(), outputs.clone()).prop_map(|(drv, outputs)| DerivedPath::Built { drv, outputs }),
+        (drv_path(), vec(output_name(), 1..3), outputs).prop_map(|(drv, through, outputs)| DerivedPath::Dynamic {
+            drv,
+            through,
+            outputs
+        }),
     ]
 }
 

@@ -1,0 +1,98 @@
+//! What settings change about a build.
+
+use std::path::Path;
+
+use nix_compat::content_address::{ContentAddress, Method};
+use nix_compat::derivation::{Output, OutputName};
+use nix_compat::hash::{Algorithm, Hash};
+use nix_compat::store_path::fixed_output_path;
+use nix_compat::worker::{BuildMode, BuildStatus};
+
+use crate::rig::{Draft, Rig};
+
+/// The same derivation with a fixed output that holds `text`.
+fn fixed(rig: &Rig, mut draft: Draft, text: &str) -> Draft {
+    let hash = Hash::of(Algorithm::Sha256, text.as_bytes());
+    let path = fixed_output_path(rig.store.store_dir(), &draft.name, Method::Flat, &hash).unwrap();
+    let ca = ContentAddress { method: Method::Flat, hash };
+    draft.outputs.insert(OutputName::default(), Output::Fixed { path, ca });
+    draft
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn impure_variables_come_from_the_setting_first() {
+    let Some(rig) = Rig::new() else { return };
+    let draft = rig.derivation("impure", "echo \"$x/$y/$PATH\"; echo -n same > $out");
+    let draft = fixed(&rig, draft.env("impureEnvVars", "x y PATH"), "same");
+    let here = std::env::var("PATH").unwrap();
+    let on = ("experimental-features", "configurable-impure-env");
+    let mut run = 0;
+    for (settings, said) in [
+        (vec![("impure-env", "x=1 y=a=b")], format!("//{here}")),
+        (vec![on, ("impure-env", "x=1 y=a=b PATH=z z=2")], "1/a=b/z".to_owned()),
+    ] {
+        run += 1;
+        let (drv, mode) = (rig.add(&draft), if run == 1 { BuildMode::Normal } else { BuildMode::Check });
+        let (results, log) = rig.build_mode(&[&drv], &settings, mode).await;
+        assert_eq!((results[0].status, log.lines()), (BuildStatus::Built, vec![said]), "{}", results[0].error);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_range_of_users_is_had_where_users_are_allocated() {
+    let Some(rig) = Rig::new() else { return };
+    let script = "$b id -u; $b mkdir $out; echo x > $out/file; $b chown 7:7 $out/file; $b chmod 0600 $out/file";
+    let draft = rig.derivation("range", script).env("requiredSystemFeatures", "uid-range");
+    let (result, _) = rig.fail(&draft, &[]).await;
+    assert_eq!(result.error, "feature 'uid-range' requires the setting 'auto-allocate-uids' to be enabled");
+    // An experimental setting counts only where the feature is enabled.
+    let (result, _) = rig.fail(&draft, &[("auto-allocate-uids", "true")]).await;
+    assert!(result.error.contains("requires the setting"), "{}", result.error);
+    let settings = [("auto-allocate-uids", "true"), ("experimental-features", "auto-allocate-uids")];
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED: the rest needs root");
+        return;
+    }
+    let unsandboxed = [settings[0], settings[1], ("sandbox", "false")];
+    let (result, _) = rig.fail(&draft, &unsandboxed).await;
+    assert_eq!(result.error, "feature 'uid-range' is only supported in sandboxed builds");
+    let (drv, log) = rig.succeed(&draft, &settings).await;
+    assert_eq!(log.lines(), ["0"]);
+    assert_eq!(rig.read_below(&rig.output(&drv, "out"), "file"), "x\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_relaxed_sandbox_lets_out() {
+    let Some(rig) = Rig::new() else { return };
+    let probe = format!("if [ -e {} ]; then echo host; else echo sandbox; fi; ", rig.path("state").display());
+    let plain = rig.derivation("plain", &format!("{probe} echo > $out"));
+    let open = rig.derivation("open", &format!("{probe} echo > $out")).env("__noChroot", "1");
+    let fetched = fixed(&rig, rig.derivation("fetched", &format!("{probe} echo -n x > $out")), "x");
+    let (result, _) = rig.fail(&open, &[]).await;
+    assert!(result.error.ends_with("has '__noChroot' set, but that's not allowed when 'sandbox' is 'true'"));
+    // Outside, /bin/sh need not be the one that knows $b, but both have `[`.
+    for (draft, seen) in [(plain, "sandbox"), (open, "host"), (fetched, "host")] {
+        let (_, log) = rig.succeed(&draft, &[("sandbox", "relaxed")]).await;
+        assert_eq!(log.lines(), [seen], "{}", draft.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn places_and_devices_of_the_sandbox() {
+    let Some(rig) = Rig::new() else { return };
+    std::fs::write(rig.path("file"), "shown\n").unwrap();
+    let paths = format!("/busybox=/usr/bin/busybox /shown={} /gone=/no/such?", rig.path("file").display());
+    let settings = [("sandbox-build-dir", "/work"), ("sandbox-dev-shm-size", "1M"), ("sandbox-paths", paths.as_str())];
+    let script = "$b pwd; $b cat /shown; [ -e /gone ] && echo gone; [ -e /dev/kvm ] && echo kvm; \
+                  $b dd if=/dev/zero of=/dev/shm/x bs=1k count=2000 2>/dev/null || echo full; echo > $out";
+    let (_, log) = rig.succeed(&rig.derivation("places", script), &settings).await;
+    assert_eq!(log.lines(), ["/work", "shown", "full"]);
+
+    let draft = rig.derivation("kvm", "[ -e /dev/kvm ] && echo kvm; echo > $out");
+    let (_, log) = rig.succeed(&draft.env("requiredSystemFeatures", "kvm"), &[("system-features", "kvm")]).await;
+    assert_eq!(!log.lines().is_empty(), Path::new("/dev/kvm").exists());
+
+    let cgroups = [("use-cgroups", "true"), ("experimental-features", "cgroups")];
+    let (result, _) = rig.fail(&rig.derivation("cgroups", "echo > $out"), &cgroups).await;
+    assert!(result.error.contains("'use-cgroups' is enabled"), "{}", result.error);
+}
