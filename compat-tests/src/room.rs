@@ -44,7 +44,7 @@ pub const BUILD_GROUP: &str = "castored-build";
 /// Group id of the builders; the builders' user ids follow it.
 const BUILD_ID: u32 = 61_890;
 /// How many builds can run at once in a room.
-const BUILDERS: u32 = 4;
+const BUILDERS: u32 = 8;
 
 /// The room that the calling thread has entered. Its directory is removed when this is dropped; the daemon in it must
 /// have been stopped before.
