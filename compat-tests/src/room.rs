@@ -44,7 +44,7 @@ pub const BUILD_GROUP: &str = "castored-build";
 /// Group id of the builders; the builders' user ids follow it.
 const BUILD_ID: u32 = 61_890;
 /// How many builds can run at once in a room.
-const BUILDERS: u32 = 4;
+const BUILDERS: u32 = 8;
 
 /// The room that the calling thread has entered. Its directory is removed when this is dropped; the daemon in it must
 /// have been stopped before.
@@ -84,6 +84,17 @@ impl Room {
     /// A path in the room's scratch directory, which everybody may write to.
     pub fn tmp(&self, name: &str) -> PathBuf {
         self.dir.join("tmp").join(name)
+    }
+
+    /// Makes a directory of the room's disk that has this short path as well, for the room alone: a socket's path has
+    /// at most 107 bytes.
+    pub fn short(&self, path: &str) -> Result<PathBuf> {
+        let (from, to) = (self.tmp(path.trim_start_matches('/')), PathBuf::from(path));
+        for dir in [&from, &to] {
+            fs::create_dir(dir).doing("creating", dir)?;
+        }
+        remount(Some(&from), &to, MsFlags::MS_BIND)?;
+        Ok(to)
     }
 
     /// Writes a scratch file that everybody may read.
