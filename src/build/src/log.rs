@@ -152,14 +152,41 @@ impl Tail {
     }
 }
 
-/// The phase that a builder announces with a line of the form `@nix { "action": "setPhase", "phase": "…" }`.
-///
-/// `None`: the line is log. `Some(None)`: it is a message of this form, but not one that is acted upon.
-pub(crate) fn announcement(line: &[u8]) -> Option<Option<String>> {
-    let json: serde_json::Value = serde_json::from_slice(line.strip_prefix(b"@nix ")?).ok()?;
-    match json.get("action")?.as_str()? {
-        "setPhase" => Some(Some(json.get("phase")?.as_str()?.to_owned())),
-        _ => Some(None),
+/// What a line of a builder's log is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Line {
+    /// Just that.
+    Text,
+    /// A message that names the phase the builder is in: `@nix { "action": "setPhase", "phase": "…" }`.
+    Phase(String),
+    /// A message of this form that is not acted upon.
+    Other,
+    /// Meant to be such a message. It is shown like a line of text, after this warning.
+    Malformed(String),
+}
+
+impl Line {
+    /// Tells what it is, as Nix 2.34 does.
+    pub(crate) fn of(line: &[u8]) -> Self {
+        let Some(json) = line.strip_prefix(b"@nix ") else { return Self::Text };
+        let json: serde_json::Value = match serde_json::from_slice(json) {
+            Ok(json) => json,
+            Err(error) => {
+                return Self::Malformed(format!("bad JSON log message from the derivation builder: {error}"));
+            }
+        };
+        let text = |name: &str| json.get(name).and_then(serde_json::Value::as_str);
+        let lacks = |name: &str| {
+            let text = format!(
+                "warning: Unable to handle a JSON message from the derivation builder: it has no text named '{name}'"
+            );
+            Self::Malformed(text)
+        };
+        match text("action") {
+            None => lacks("action"),
+            Some("setPhase") => text("phase").map_or_else(|| lacks("phase"), |phase| Self::Phase(phase.to_owned())),
+            Some(_) => Self::Other,
+        }
     }
 }
 
@@ -197,10 +224,16 @@ mod tests {
     }
 
     #[test]
-    fn phases() {
-        assert_eq!(announcement(br#"@nix { "action": "setPhase", "phase": "x" }"#), Some(Some("x".into())));
-        assert_eq!(announcement(br#"@nix {"action":"start"}"#), Some(None));
-        assert_eq!(announcement(b"@nix is nice"), None);
+    fn messages_of_builders() {
+        assert_eq!(Line::of(br#"@nix { "action": "setPhase", "phase": "x" }"#), Line::Phase("x".into()));
+        assert_eq!(Line::of(br#"@nix {"action":"start"}"#), Line::Other);
+        assert_eq!(Line::of(b"@nixos is nice"), Line::Text);
+        for line in ["@nix 1", "@nix {}", r#"@nix {"action": null}"#, r#"@nix {"action":"setPhase","phase":3}"#] {
+            let Line::Malformed(warning) = Line::of(line.as_bytes()) else { panic!("{line}") };
+            assert!(warning.starts_with("warning: Unable to handle a JSON message from the derivation builder: "));
+        }
+        let Line::Malformed(warning) = Line::of(b"@nix ][") else { panic!() };
+        assert!(warning.starts_with("bad JSON log message from the derivation builder: "));
     }
 
     #[test]

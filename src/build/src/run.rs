@@ -24,7 +24,7 @@ use crate::attributes::Attributes;
 use crate::environment::{Environment, Surroundings};
 use crate::failure::Failure;
 use crate::helper::{Helper, Killer};
-use crate::log::{LineSplitter, LogFile, Tail, announcement};
+use crate::log::{Line, LineSplitter, LogFile, Tail};
 use crate::options::Options;
 use crate::output::Finished;
 use crate::place::Place;
@@ -208,10 +208,13 @@ impl Job {
         fcntl(&log, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|e| broken(e.into()))?;
         let mut file = self.log_file();
         let mut splitter = LineSplitter::default();
-        let mut each = |line: &[u8]| match announcement(line) {
-            Some(Some(phase)) => feed.phase(phase),
-            Some(None) => {}
-            None => {
+        let mut each = |line: &[u8]| match Line::of(line) {
+            Line::Phase(phase) => feed.phase(phase),
+            Line::Other => {}
+            kind => {
+                if let Line::Malformed(warning) = kind {
+                    feed.note(&warning);
+                }
                 feed.line(line);
                 tail.push(line);
             }
