@@ -98,8 +98,10 @@ impl Machine {
                 if self.leaves {
                     return None;
                 }
-                while self.hangs {
-                    receive(&mut stream, &mut received)?;
+                if self.hangs {
+                    loop {
+                        receive(&mut stream, &mut received)?;
+                    }
                 }
             }
         }
