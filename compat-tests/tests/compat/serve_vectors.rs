@@ -129,7 +129,7 @@ fn build_options(minor: u16, bytes: &[u8]) {
         timeout: 6,
         max_log_size: if minor < 2 { 0 } else { 7 },
         repeats: if minor < 3 { 0 } else { 8 },
-        enforce_determinism: false,
+        enforce_determinism: minor == 3,
         keep_failed: minor >= 7,
     };
     let request = Request::BuildPaths { paths: Vec::new(), options };
