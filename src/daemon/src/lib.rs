@@ -23,6 +23,7 @@ mod record;
 mod server;
 mod session;
 mod shares;
+mod socket;
 mod streams;
 
 pub use config::{ConfigError, Locations, load_settings};
