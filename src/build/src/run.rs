@@ -219,6 +219,7 @@ impl Job {
             linux_26: self.options.linux_26,
             filter_system_calls: self.options.filter_system_calls,
             new_privileges: self.options.new_privileges,
+            grows: false,
             work_dir: place.build_dir_inside.as_str().into(),
         }
     }
