@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -21,10 +22,11 @@ use nix_compat::nar::NarWriter;
 use nix_compat::path_info::PathInfo;
 use nix_compat::realisation::{DrvOutput, Realisation};
 use nix_compat::store_path::{StoreDir, StorePath};
+use nix_compat::wire::Writer;
 use nix_compat::worker::handshake::Trust;
 use nix_compat::worker::{
     AddToStore, AddToStoreNar, BuildMode, BuildResult, BuildStatus, CollectGarbage, DerivedPath, GcAction, GcTargets,
-    MethodText, OutputsSpec, Request, Response,
+    MethodText, OutputsSpec, Request, Response, write_path_info,
 };
 use remote::{ClientError, Connection};
 use store::{AddOptions, Config, Store};
@@ -35,6 +37,13 @@ const BUSYBOX: &str = "/usr/bin/busybox";
 const MINOR: u16 = 38;
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Names the castored that is the sandbox helper, where the one that was built cannot be reached.
+const HELPER_VARIABLE: &str = "CASTORED_TEST_HELPER";
+
+fn helper() -> PathBuf {
+    std::env::var_os(HELPER_VARIABLE).map_or_else(|| env!("CARGO_BIN_EXE_castored").into(), PathBuf::from)
+}
 
 struct Rig {
     runtime: Option<tokio::runtime::Runtime>,
@@ -48,6 +57,11 @@ struct Rig {
 impl Rig {
     /// A daemon with one place for builds; `None`, after saying why, where there cannot be one.
     fn new(sandbox: bool) -> Option<Self> {
+        Self::with(sandbox, "recursive-nix ca-derivations")
+    }
+
+    /// The same with these experimental features.
+    fn with(sandbox: bool, features: &str) -> Option<Self> {
         if !Path::new(BUSYBOX).exists() {
             println!("SKIPPED: needs a static busybox");
             return None;
@@ -72,12 +86,13 @@ impl Rig {
             ("build-users-group", ""),
             ("sandbox", if sandbox { "true" } else { "false" }),
             ("sandbox-paths", "/usr/bin/busybox=/usr/bin/busybox /bin/sh=/usr/bin/busybox"),
-            ("experimental-features", "recursive-nix ca-derivations"),
+            ("experimental-features", features),
+            ("extra-system-features", if features.is_empty() { "recursive-nix" } else { "" }),
         ] {
             assert!(settings.set(name, value).unwrap());
         }
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let helper = PathBuf::from(env!("CARGO_BIN_EXE_castored"));
+        let helper = helper();
         let (main, state) = (locations.socket.clone(), locations.state_dir.clone());
         {
             let _inside = runtime.enter();
@@ -216,15 +231,16 @@ fn nar(contents: &[u8]) -> Vec<u8> {
     nar.finish().unwrap()
 }
 
-fn text_info(dir: &StoreDir, name: &str, text: &str) -> PathInfo {
+fn text_info(dir: &StoreDir, name: &str, text: &str, references: &[&StorePath]) -> PathInfo {
+    let references: BTreeSet<StorePath> = references.iter().map(|&path| path.clone()).collect();
     let nar = nar(text.as_bytes());
     let ca = ContentAddress { method: Method::Text, hash: Hash::Sha256(sha256(text.as_bytes())) };
-    let path = nix_compat::store_path::content_address_path(dir, name, &ca, &BTreeSet::new(), false).unwrap();
+    let path = nix_compat::store_path::content_address_path(dir, name, &ca, &references, false).unwrap();
     PathInfo {
         path,
         deriver: None,
         nar_hash: NarHash::from(sha256(&nar)),
-        references: BTreeSet::new(),
+        references,
         registration_time: 0,
         nar_size: nar.len() as u64,
         ultimate: false,
@@ -244,7 +260,7 @@ fn a_build_knows_its_inputs_and_what_it_adds_and_nothing_else() {
         let secret = rig.add("secret", "a secret");
         let other = rig.add("other", "another");
         let added_text = "added while it runs";
-        let later = rig.store.store_dir().display(&text_info(rig.dir(), "later", added_text).path);
+        let later = rig.store.store_dir().display(&text_info(rig.dir(), "later", added_text, &[]).path);
         let script = format!(
             "{WAIT} read -r line < {later} || :; echo $line > $out; echo {later} {} {} >> $out; \
              (echo x > {later}) 2>/dev/null && echo 'written to' >> $out || :",
@@ -345,10 +361,10 @@ fn a_build_knows_its_inputs_and_what_it_adds_and_nothing_else() {
         let reference = [secret.clone()].into();
         let pointing = Request::AddTextToStore { name: "pointing".into(), text: Vec::new(), references: reference };
         refused(ask(&pointing), "is not valid");
-        let mut claimed = text_info(rig.dir(), "secret", "a secret");
+        let mut claimed = text_info(rig.dir(), "secret", "a secret", &[]);
         assert_eq!(claimed.path, secret);
         let guess = nar(b"a guess!");
-        for nar_hash in [NarHash::from(sha256(&guess)), claimed.nar_hash.clone()] {
+        for nar_hash in [NarHash::from(sha256(&guess)), claimed.nar_hash] {
             claimed.nar_hash = nar_hash;
             let add = AddToStoreNar { info: claimed.clone(), repair: false, dont_check_sigs: true };
             let response = client.call(&Request::AddToStoreNar(add), |out| out.write_all(&guess));
@@ -356,8 +372,11 @@ fn a_build_knows_its_inputs_and_what_it_adds_and_nothing_else() {
             assert_eq!(client.call(&Request::IsValidPath(secret.clone()), nothing).unwrap(), Response::Bool(false));
         }
         // Who has the contents may have the path.
-        let add =
-            AddToStoreNar { info: text_info(rig.dir(), "other", "another"), repair: false, dont_check_sigs: false };
+        let add = AddToStoreNar {
+            info: text_info(rig.dir(), "other", "another", &[]),
+            repair: false,
+            dont_check_sigs: false,
+        };
         client.call(&Request::AddToStoreNar(add), |out| out.write_all(&nar(b"another"))).unwrap();
         assert_eq!(client.call(&Request::IsValidPath(other.clone()), nothing).unwrap(), Response::Bool(true));
         let mut bytes = vec![0; nar(b"another").len()];
@@ -365,7 +384,25 @@ fn a_build_knows_its_inputs_and_what_it_adds_and_nothing_else() {
         client.read_exact(&mut bytes).unwrap();
         assert_eq!(bytes, nar(b"another"));
 
-        // Several at once, the second of which refers to the first; and in every other way.
+        // Several at once, the second of which refers to the first, unless one is only known by name.
+        let first = text_info(rig.dir(), "first", "the first", &[]);
+        let second = text_info(rig.dir(), "second", "the second", &[&first.path]);
+        let several = |client: &mut Connection, paths: &[(&PathInfo, &str)]| {
+            let mut stream = Writer::new();
+            stream.u64(paths.len() as u64);
+            for (info, text) in paths {
+                write_path_info(info, client.protocol(), &mut stream);
+                stream.raw(&nar(text.as_bytes()));
+            }
+            let request = Request::AddMultipleToStore { repair: false, dont_check_sigs: false };
+            client.call(&request, |out| out.write_all(stream.as_bytes()))
+        };
+        let response = several(&mut client, &[(&first, "the first"), (&claimed, "a guess!"), (&second, "the second")]);
+        assert!(matches!(response, Err(ClientError::Refused(_))), "{response:?}");
+        assert_eq!(client.call(&Request::IsValidPath(secret.clone()), nothing).unwrap(), Response::Bool(false));
+        several(&mut client, &[(&first, "the first"), (&second, "the second")]).unwrap();
+
+        // And in every other way.
         let tree = AddToStore {
             name: "tree".into(),
             method: MethodText::new(Method::Nar, Algorithm::Sha256),
@@ -380,7 +417,8 @@ fn a_build_knows_its_inputs_and_what_it_adds_and_nothing_else() {
         let text =
             Request::AddTextToStore { name: "later".into(), text: added_text.into(), references: BTreeSet::new() };
         let later = added(client.call(&text, nothing));
-        let known: BTreeSet<StorePath> = [&input, &other, &tree, &old, &later].into_iter().cloned().collect();
+        let known: BTreeSet<StorePath> =
+            [&input, &other, &first.path, &second.path, &tree, &old, &later].into_iter().cloned().collect();
         assert_eq!(client.call(&Request::QueryAllValidPaths, nothing).unwrap(), Response::Paths(known));
 
         // Nothing of it is garbage while the build runs, although nothing roots it.
@@ -535,10 +573,41 @@ fn sessions_end_with_a_build_that_nobody_wants() {
 }
 
 #[test]
-fn without_the_experimental_feature_there_is_no_socket() {
+fn only_who_asks_and_may_gets_a_socket() {
     let Some(rig) = Rig::new(true) else { return };
     let derivation = rig.derivation("plain", "echo ${NIX_REMOTE-none} > $out; [ ! -e .nix-socket ]", &[], false);
     let (_, building) = rig.start(&derivation);
     let out = out(&building.join().unwrap());
     assert_eq!(std::fs::read_to_string(rig.show(&out)).unwrap(), "none\n");
+    // Though the settings claim the system feature.
+    let Some(rig) = Rig::with(true, "") else { return };
+    let (_, building) = rig.start(&rig.derivation("asking", "echo > $out", &[], true));
+    let result = building.join().unwrap();
+    assert!(result.error.contains("experimental Nix feature 'recursive-nix' is disabled"), "{result:?}");
+}
+
+/// All of the above once more, where the tests are run by root: the daemon of an ordinary user shows things to its builds
+/// in another way.
+#[test]
+fn all_of_it_as_an_ordinary_user() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED: this is one already");
+        return;
+    }
+    let dir = tempfile::Builder::new().prefix("recursive-user").tempdir_in("/var/tmp").unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (test, helper) = (dir.path().join("test"), dir.path().join("castored"));
+    std::fs::copy(std::env::current_exe().unwrap(), &test).unwrap();
+    std::fs::copy(env!("CARGO_BIN_EXE_castored"), &helper).unwrap();
+    let output = Command::new("setpriv")
+        .args(["--reuid", "nobody", "--regid", "nogroup", "--clear-groups"])
+        .arg(&test)
+        .args(["--nocapture", "--skip", "all_of_it_as_an_ordinary_user"])
+        .current_dir(dir.path())
+        .env(HELPER_VARIABLE, &helper)
+        .output()
+        .unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    print!("{text}");
+    assert!(output.status.success(), "{text}");
 }

@@ -129,7 +129,7 @@ pub(super) async fn import(session: &Session, input: &mut Input, payload: Payloa
             let policy = if check { SignaturePolicy::Require(&keys) } else { SignaturePolicy::DontCheck };
             store.check_signatures(&info, policy)?;
             temp_roots.add(&info.path);
-            let nar_hash = info.nar_hash.clone();
+            let nar_hash = info.nar_hash;
             store.register(vec![NewPath { info, node: ingested.node, pin: Some(ingested.pin) }])?;
             if let Some(gate) = &gate {
                 gate.admit_sent(&trailer.path, Some(&nar_hash))?;

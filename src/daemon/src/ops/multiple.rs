@@ -103,7 +103,7 @@ impl Importer {
     fn register(&mut self) -> Result<(), OpError> {
         let batch = std::mem::take(&mut self.batch);
         let sent: Vec<_> = match &self.gate {
-            Some(_) => batch.iter().map(|new| (new.info.path.clone(), new.info.nar_hash.clone())).collect(),
+            Some(_) => batch.iter().map(|new| (new.info.path.clone(), new.info.nar_hash)).collect(),
             None => Vec::new(),
         };
         self.store.register(batch)?;

@@ -116,7 +116,7 @@ fn judge(session: &Session, gate: &Gate, request: &mut Request) -> Result<Verdic
         Request::AddToStore(_) | Request::AddToStoreOld { .. } | Request::AddTextToStore { .. } => {
             Perform(Then::AdmitAdded)
         }
-        Request::AddToStoreNar(nar) => Perform(Then::AdmitSent(nar.info.path.clone(), nar.info.nar_hash.clone())),
+        Request::AddToStoreNar(nar) => Perform(Then::AdmitSent(nar.info.path.clone(), nar.info.nar_hash)),
         // These admit each path as it comes: the next may refer to it.
         Request::AddMultipleToStore { .. } | Request::ImportPaths => Perform(Then::Keep),
         Request::AddSignatures { .. } => {
