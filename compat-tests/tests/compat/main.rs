@@ -5,7 +5,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test, a panic is the report")]
 
 mod bad_input;
+mod builders;
 mod builds;
+mod builtins;
 mod clients;
 mod command_line;
 mod crash;
@@ -16,6 +18,7 @@ mod many;
 mod mount;
 mod nixos;
 mod remote;
+mod serve_vectors;
 mod stdio;
 mod streams;
 mod upstream_formats;

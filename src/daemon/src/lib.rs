@@ -24,6 +24,7 @@ mod recursive;
 mod server;
 mod session;
 mod shares;
+mod socket;
 mod streams;
 
 pub use config::{ConfigError, Locations, load_settings};

@@ -20,6 +20,7 @@ use crate::error::OpError;
 use crate::events::Events;
 use crate::ops::{self, Reply};
 use crate::peer::{Peer, Trust};
+use crate::socket::Socket;
 
 /// The Nix version a client is told. Clients show it and some compare it; it is the stock release whose
 /// behaviour castored follows.
@@ -42,10 +43,10 @@ pub(crate) async fn serve(
     trust: Trust,
     gate: Option<Arc<Gate>>,
 ) -> Result<(), ConnectionError> {
-    let (receiving, sending) = stream.into_split();
-    let stream = Arc::new(sending);
+    let watched = Socket::new(stream).map_err(|source| ConnectionError::Io { action: "watch", source })?;
+    let stream = Arc::new(watched);
     let (received, sent) = daemon.recorder.as_ref().map(|recorder| recorder.session(&peer)).unwrap_or_default();
-    let mut input = Input::new(receiving, received);
+    let mut input = Input::new(stream.clone(), received);
     let mut output = Output::new(stream.clone(), sent);
     let Some(protocol) = shake_hands(&daemon, trust, &mut input, &mut output).await? else { return Ok(()) };
     if trust == Trust::Untrusted {
@@ -62,7 +63,7 @@ pub(crate) async fn serve(
         protocol,
         gate,
     };
-    let result = requests(&mut session, (*stream).as_ref(), &mut input, &mut output).await;
+    let result = requests(&mut session, &stream, &mut input, &mut output).await;
     // What this client was told is durable when it is gone: it may be about to rely on it elsewhere.
     let store = session.store().clone();
     let synced = tokio::task::spawn_blocking(move || store.sync()).await;
@@ -112,7 +113,7 @@ async fn shake_hands(
 
 async fn requests(
     session: &mut Session,
-    stream: &UnixStream,
+    stream: &Socket,
     input: &mut Input,
     output: &mut Output,
 ) -> Result<(), ConnectionError> {
@@ -150,7 +151,7 @@ async fn requests(
 /// Does the work, writes the log, and watches for the client's end, all at once.
 async fn perform(
     session: &mut Session,
-    stream: &UnixStream,
+    stream: &Socket,
     input: &mut Input,
     output: &mut Output,
     request: Request,
