@@ -17,6 +17,7 @@ mod life;
 mod many;
 mod mount;
 mod nixos;
+mod recursive;
 mod remote;
 mod serve_vectors;
 mod stdio;

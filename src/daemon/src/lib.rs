@@ -20,6 +20,7 @@ mod options;
 mod payload;
 mod peer;
 mod record;
+mod recursive;
 mod server;
 mod session;
 mod shares;

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use build::Gate;
 use nix_compat::wire::Writer;
 use nix_compat::worker::handshake::{self, Progress, ServerHandshake};
 use nix_compat::worker::stderr::Message;
@@ -31,7 +32,7 @@ const OFFERED: Features = Features::ALL;
 /// Bytes of most responses, for a buffer that need not grow.
 const USUAL_RESPONSE: usize = 1024;
 
-/// Serves one client until it leaves.
+/// Serves one client until it leaves; behind a gate, if it is part of a running build.
 ///
 /// # Errors
 /// Why the connection ended before the client wanted.
@@ -40,6 +41,7 @@ pub(crate) async fn serve(
     stream: UnixStream,
     peer: Peer,
     trust: Trust,
+    gate: Option<Arc<Gate>>,
 ) -> Result<(), ConnectionError> {
     let watched = Socket::new(stream).map_err(|source| ConnectionError::Io { action: "watch", source })?;
     let stream = Arc::new(watched);
@@ -51,7 +53,7 @@ pub(crate) async fn serve(
         input.limit_large_requests(daemon.large_requests.of(peer.uid));
     }
     let mut session = Session {
-        settings: daemon.settings.clone(),
+        settings: gate.as_ref().map_or(&daemon.settings, |gate| gate.settings()).clone(),
         keys: daemon.keys.clone(),
         temp_roots: Arc::new(daemon.store.new_temp_roots()),
         events: Events::new(),
@@ -59,6 +61,7 @@ pub(crate) async fn serve(
         peer,
         trust,
         protocol,
+        gate,
     };
     let result = requests(&mut session, &stream, &mut input, &mut output).await;
     // What this client was told is durable when it is gone: it may be about to rely on it elsewhere.

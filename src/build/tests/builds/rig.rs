@@ -213,7 +213,7 @@ impl Rig {
     pub(crate) fn client(&self) -> (Arc<Log>, Client) {
         let log = Arc::new(Log::default());
         let temp_roots = Arc::new(self.store.new_temp_roots());
-        (log.clone(), Client { events: log, temp_roots, uid: None, cancel: CancellationToken::new() })
+        (log.clone(), Client { events: log, temp_roots, uid: None, cancel: CancellationToken::new(), gate: None })
     }
 
     pub(crate) async fn build(&self, drvs: &[&StorePath], extra: &[(&str, &str)]) -> (Vec<BuildResult>, Arc<Log>) {

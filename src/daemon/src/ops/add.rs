@@ -135,6 +135,8 @@ pub(super) async fn nar(
         admit(session, &mut info, request.dont_check_sigs).and_then(|()| Ok(session.store().is_valid(&info.path)?));
     match admitted {
         Ok(false) => {}
+        // Who may not know that it is valid has to prove that it has the contents.
+        Ok(true) if !session.may_see(&info.path) => {}
         Ok(true) => {
             payload::discard(session, input, payload).await?;
             return Ok(Response::Nothing);
