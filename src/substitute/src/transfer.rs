@@ -9,12 +9,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use fetch::Trouble;
+use nix_compat::hash::Hash;
 use store::{NewPath, Store};
 
 use crate::compression::decompressed;
 use crate::error::Error;
 use crate::offers::Offer;
-use crate::pipe::{PipeReader, PipeSink, Shared, pipe};
+use crate::pipe::{PipeReader, Shared, pipe};
 use crate::watch::{Copying, Watch};
 
 /// Time between two news of progress.
@@ -35,13 +36,14 @@ pub(crate) fn transfer(
         let download = scope.spawn(move || {
             let mut sink = sink;
             let result = cache.copy(narinfo.url(), &mut sink);
-            (result, sink)
+            // With the sink goes the pipe's end, which is what the other one waits for.
+            (result, sink.finish())
         });
         let imported = import(store, offer, reader, shared, watch, copying);
         if imported.is_ok() {
             shared.complete.store(true, Ordering::Release);
         }
-        let Ok((downloaded, sink)) = download.join() else {
+        let Ok((downloaded, came)) = download.join() else {
             return Err(Error::Thread("a download panicked".to_owned()));
         };
         if shared.is_cancelled() {
@@ -51,7 +53,7 @@ pub(crate) fn transfer(
             // When the import stopped reading, the download fails too, and the import's reason is the better one.
             Err(Error::Download(error)) if is_broken_pipe(&error.cause) => imported,
             Err(error) => Err(error),
-            Ok(()) => imported.and_then(|new| check_file(offer, sink).map(|()| new)),
+            Ok(()) => imported.and_then(|new| check_file(offer, came).map(|()| new)),
         }
     })
 }
@@ -89,13 +91,12 @@ fn stream_error(copying: &Copying, source: io::Error) -> Error {
     store::Error::Stream { action: "decompress", what: copying.file.clone(), source }.into()
 }
 
-fn check_file(offer: &Offer, sink: PipeSink) -> Result<(), Error> {
+fn check_file(offer: &Offer, (length, hash): (u64, Option<Hash>)) -> Result<(), Error> {
     let (narinfo, cache) = (&offer.narinfo, &offer.source.cache);
     let wrong = |what, specified, got| {
         let (uri, file) = (cache.uri.clone(), narinfo.url().to_owned());
         Err(Error::File { uri, file, what, specified, got })
     };
-    let (length, hash) = sink.finish();
     if let Some(size) = narinfo.file_size.filter(|size| *size != length) {
         return wrong("size", size.to_string(), length.to_string());
     }

@@ -39,8 +39,11 @@ enum InputFailure {
     Other(Failure),
 }
 
+/// The paths of some outputs.
+type Paths = Vec<((StorePath, OutputName), StorePath)>;
+
 /// What making one input gives.
-type Made = Result<Vec<((StorePath, OutputName), StorePath)>, InputFailure>;
+type Made = Result<Paths, InputFailure>;
 
 impl Inputs {
     /// Looks what of the inputs of a derivation, at `itself`, is there. Blocks.
@@ -80,12 +83,7 @@ impl Inputs {
 }
 
 /// The wanted outputs of a derivation, if they are all valid. Outputs of outputs are not looked at.
-fn known_outputs(
-    store: &Store,
-    drv: &StorePath,
-    wanted: &InputOutputs,
-    plan: &Plan,
-) -> Result<Option<Vec<((StorePath, OutputName), StorePath)>>, Failure> {
+fn known_outputs(store: &Store, drv: &StorePath, wanted: &InputOutputs, plan: &Plan) -> Result<Option<Paths>, Failure> {
     let mut known = Vec::new();
     for name in wanted.outputs.iter().chain(wanted.dynamic.keys()) {
         let Some(output) = plan.outputs.get(name) else {
