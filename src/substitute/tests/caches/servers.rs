@@ -133,7 +133,7 @@ async fn a_server_that_is_busy_is_asked_again() {
         let mut busy = busy.lock().unwrap();
         *busy += 1;
         // Every other time.
-        (path != "/nix-cache-info" && *busy % 2 == 0).then(|| response("503 Service Unavailable", "", b"busy"))
+        (path != "/nix-cache-info" && busy.is_multiple_of(2)).then(|| response("503 Service Unavailable", "", b"busy"))
     });
     let (outcome, told) = rig.fetch(&[&server.url()], &[], &entry).await;
     assert_eq!(outcome, Outcome::Substituted, "{}", told.lines());
