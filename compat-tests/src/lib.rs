@@ -3,6 +3,7 @@
 //! * [`machine`] brings a fresh Debian machine to the point where tests can run.
 //! * [`releases`] fetches the four stock Nix releases that castored promises to serve, [`sources`] the data of stock's
 //!   own unit tests.
+//! * [`functional`] runs stock Nix's own functional suite.
 //! * [`room`] gives a test its own mount namespace with an empty `/nix`, so that nothing outside is touched.
 //! * [`subject`] starts and stops the daemon under test: castored, or stock `nix-daemon` to prove a test right.
 //! * [`tree`] makes a large real tree to work on, from the machine's own /usr.
@@ -17,6 +18,7 @@ pub mod call;
 pub mod checks;
 pub mod error;
 pub mod flood;
+pub mod functional;
 pub mod grpc;
 pub mod load;
 pub mod machine;

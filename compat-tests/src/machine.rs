@@ -1,6 +1,6 @@
 //! Brings a Debian machine to where the tests can run: packages, `/dev/fuse`, the Nix releases, stock's test data.
 
-use std::fs::{self, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -63,10 +63,7 @@ pub fn prepare() -> Result<&'static Machine> {
     let cache = Path::new(CACHE);
     fs::create_dir_all(cache).doing("creating", cache)?;
     fs::set_permissions(cache, Permissions::from_mode(0o755)).doing("opening to all", cache)?;
-    let lock = cache.join(".lock");
-    let file = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(&lock);
-    let file = file.doing("opening", &lock)?;
-    let _turn = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| e).doing("locking", &lock)?;
+    let _turn = lock(cache)?;
     apt::install(PACKAGES)?;
     if Path::new("/dev/fuse").exists() {
         // What udev does on a full system: the device itself checks who may mount.
@@ -74,8 +71,16 @@ pub fn prepare() -> Result<&'static Machine> {
     }
     remove_abandoned_rooms();
     let releases = releases::fetch_all(cache)?;
-    let unit_data = sources::fetch_unit_data(cache)?;
+    let unit_data = sources::fetch(cache, sources::UNIT_DATA_RELEASE)?.join(sources::UNIT_DATA);
     Ok(MACHINE.get_or_init(|| Machine { releases, unit_data }))
+}
+
+/// Waits for the turn to change what is in the cache.
+pub(crate) fn lock(cache: &Path) -> Result<Flock<File>> {
+    let lock = cache.join(".lock");
+    let file = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(&lock);
+    let file = file.doing("opening", &lock)?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| e).doing("locking", &lock)
 }
 
 /// Deletes rooms whose process was killed before it could do so itself. Their mounts went with their namespaces.

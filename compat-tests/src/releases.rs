@@ -80,7 +80,12 @@ fn fetch(cache: &Path, release: &Release, suite: &str) -> Result<()> {
             run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&root))?;
         }
     }
-    copy_libraries(&root, &new.join("lib"))?;
+    copy_libraries(&root, &root.join("usr/bin/nix"), &new.join("lib"))?;
+    for file in fs::read_dir(new.join("lib")).doing("listing", new.join("lib"))?.flatten().map(|e| e.path()) {
+        if file.file_name().is_some_and(|n| n.to_string_lossy().starts_with("libnix")) {
+            run(Command::new("patchelf").arg("--remove-rpath").arg(&file))?;
+        }
+    }
     install_commands(&root, &new, release)?;
     fs::rename(&new, &release.prefix).doing("moving into place", &release.prefix)?;
     fs::remove_dir_all(&work).doing("removing", &work)?;
@@ -91,8 +96,8 @@ fn fetch(cache: &Path, release: &Release, suite: &str) -> Result<()> {
     }
 }
 
-/// Copies the libraries that `nix` needs, as its own loader resolves them inside `root`, flat into `lib`.
-fn copy_libraries(root: &Path, lib: &Path) -> Result<()> {
+/// Copies the libraries that `program` needs, as its own loader resolves them inside `root`, flat into `lib`.
+pub(crate) fn copy_libraries(root: &Path, program: &Path, lib: &Path) -> Result<()> {
     let mut shared = Vec::new();
     walk(root, &mut |path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -111,8 +116,7 @@ fn copy_libraries(root: &Path, lib: &Path) -> Result<()> {
     // In bullseye the name is a link to ld-2.31.so, relative to its own directory.
     let loader = fs::canonicalize(loader).doing("resolving", loader)?;
     copy(&loader, &lib.join(LOADER))?;
-    let list =
-        run(Command::new(&loader).args(["--library-path", &dirs.join(":"), "--list"]).arg(root.join("usr/bin/nix")))?;
+    let list = run(Command::new(&loader).args(["--library-path", &dirs.join(":"), "--list"]).arg(program))?;
     for line in list.lines() {
         let Some((name, rest)) = line.trim().split_once(" => ") else { continue };
         let file = Path::new(rest.split_whitespace().next().unwrap_or_default());
@@ -131,12 +135,14 @@ fn copy_libraries(root: &Path, lib: &Path) -> Result<()> {
             copy(file, &lib.join(name))?;
         }
     }
-    for file in fs::read_dir(lib).doing("listing", lib)?.flatten().map(|e| e.path()) {
-        if file.file_name().is_some_and(|n| n.to_string_lossy().starts_with("libnix")) {
-            run(Command::new("patchelf").arg("--remove-rpath").arg(&file))?;
-        }
-    }
     Ok(())
+}
+
+/// Makes a program use exactly the libraries in `lib`, the loader included.
+pub(crate) fn bind_to(program: &Path, lib: &Path) -> Result<()> {
+    let mut patchelf = Command::new("patchelf");
+    patchelf.arg("--set-interpreter").arg(lib.join(LOADER)).args(["--force-rpath", "--set-rpath"]).arg(lib);
+    run(patchelf.arg(program)).map(drop)
 }
 
 /// Puts the commands in place. Nix is one binary that looks at the name it is called by.
@@ -150,12 +156,7 @@ fn install_commands(root: &Path, new: &Path, release: &Release) -> Result<()> {
     fs::create_dir_all(new.join(real)).doing("creating", new.join(real))?;
     let lib = release.prefix.join("lib");
     copy(&root.join("usr/bin/nix"), &new.join(real).join("nix"))?;
-    run(Command::new("patchelf")
-        .arg("--set-interpreter")
-        .arg(lib.join(LOADER))
-        .args(["--force-rpath", "--set-rpath"])
-        .arg(&lib)
-        .arg(new.join(real).join("nix")))?;
+    bind_to(&new.join(real).join("nix"), &lib)?;
     let mut names = vec!["nix".to_owned()];
     let bin = root.join("usr/bin");
     for entry in fs::read_dir(&bin).doing("listing", &bin)?.flatten() {
@@ -184,7 +185,7 @@ fn install_commands(root: &Path, new: &Path, release: &Release) -> Result<()> {
 }
 
 /// Copies what `from` points to, readable by everybody.
-fn copy(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).doing("copying", from)?;
     fs::set_permissions(to, Permissions::from_mode(0o755)).doing("opening to all", to)
 }

@@ -4,7 +4,7 @@
 //! `/etc/passwd` and `/etc/group`. Mount namespaces belong to a thread, so a room is entered by the calling thread and
 //! by whatever it starts from then on; tests in other threads are not affected.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{chdir, pivot_root};
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
+use crate::machine::CACHE;
 
 /// A user of a room. Its group has the same name and number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,16 +42,42 @@ const MEMBERS_ID: u32 = 61_884;
 const USERS: [User; 4] = [USER, TRUSTED, MEMBER, STRANGER];
 /// The group whose members builds run as.
 pub const BUILD_GROUP: &str = "castored-build";
-/// Group id of the builders; the builders' user ids follow it.
-const BUILD_ID: u32 = 61_890;
+/// Group id of the builders of the first room; the builders' user ids follow it.
+const FIRST_BUILD_ID: u32 = 62_000;
 /// How many builds can run at once in a room.
-const BUILDERS: u32 = 4;
+const BUILDERS: u32 = 8;
+/// Rooms at the same time on this machine.
+const MAX_ROOMS: u32 = 64;
 
 /// The room that the calling thread has entered. Its directory is removed when this is dropped; the daemon in it must
 /// have been stopped before.
 #[derive(Debug)]
 pub struct Room {
     dir: PathBuf,
+    builders: Builders,
+}
+
+/// Users for builds that no other room has: stock's daemon kills every process of a build's user when that is done.
+#[derive(Debug)]
+struct Builders {
+    /// Their group; their own ids follow it.
+    id: u32,
+    /// Locked for as long as they are taken.
+    _lock: File,
+}
+
+impl Builders {
+    fn take() -> Result<Self> {
+        fs::create_dir_all(CACHE).doing("creating", CACHE)?;
+        for number in 0..MAX_ROOMS {
+            let path = Path::new(CACHE).join(format!(".builders-{number}.lock"));
+            let lock = File::options().create(true).append(true).open(&path).doing("opening", &path)?;
+            if lock.try_lock().is_ok() {
+                return Ok(Self { id: FIRST_BUILD_ID + number * (BUILDERS + 1), _lock: lock });
+            }
+        }
+        Err(Error::Wrong(format!("there are {MAX_ROOMS} rooms already")))
+    }
 }
 
 impl Room {
@@ -59,7 +86,7 @@ impl Room {
         let prefix = format!("castored-room-{}-{name}-", std::process::id());
         let dir =
             tempfile::Builder::new().prefix(&prefix).tempdir_in("/var/tmp").doing("creating a room in", "/var/tmp")?;
-        let room = Self { dir: dir.keep() };
+        let room = Self { dir: dir.keep(), builders: Builders::take()? };
         let d = &room.dir;
         fs::set_permissions(d, Permissions::from_mode(0o755)).doing("opening to all", d)?;
         for sub in ["nix", "root", "etc", "bin", "tmp", "home-root"] {
@@ -86,6 +113,17 @@ impl Room {
         self.dir.join("tmp").join(name)
     }
 
+    /// Makes a directory of the room's disk that has this short path as well, for the room alone: a socket's path has
+    /// at most 107 bytes.
+    pub fn short(&self, path: &str) -> Result<PathBuf> {
+        let (from, to) = (self.tmp(path.trim_start_matches('/')), PathBuf::from(path));
+        for dir in [&from, &to] {
+            fs::create_dir(dir).doing("creating", dir)?;
+        }
+        remount(Some(&from), &to, MsFlags::MS_BIND)?;
+        Ok(to)
+    }
+
     /// Writes a scratch file that everybody may read.
     pub fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> Result<PathBuf> {
         let path = self.tmp(name);
@@ -106,12 +144,13 @@ impl Room {
         }
         group.push_str(&format!("{MEMBERS}:x:{MEMBERS_ID}:{}\n", MEMBER.name));
         let mut members = Vec::new();
+        let group_id = self.builders.id;
         for n in 1..=BUILDERS {
-            let (name, id) = (format!("{BUILD_GROUP}{n}"), BUILD_ID + n);
-            passwd.push_str(&format!("{name}:x:{id}:{BUILD_ID}::/var/empty:/usr/sbin/nologin\n"));
+            let (name, id) = (format!("{BUILD_GROUP}{n}"), group_id + n);
+            passwd.push_str(&format!("{name}:x:{id}:{group_id}::/var/empty:/usr/sbin/nologin\n"));
             members.push(name);
         }
-        group.push_str(&format!("{BUILD_GROUP}:x:{BUILD_ID}:{}\n", members.join(",")));
+        group.push_str(&format!("{BUILD_GROUP}:x:{group_id}:{}\n", members.join(",")));
         fs::write(self.dir.join("etc/passwd"), passwd).doing("writing", self.dir.join("etc/passwd"))?;
         fs::write(self.dir.join("etc/group"), group).doing("writing", self.dir.join("etc/group"))
     }

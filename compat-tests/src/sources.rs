@@ -1,4 +1,5 @@
-//! Data of stock Nix's own unit tests, taken from Debian's source package. It is used where it is, never copied here.
+//! Parts of stock Nix's source packages, taken from Debian: the data of its unit tests, and its functional suite. They are
+//! used where they are unpacked, never copied into this repository.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,36 +8,39 @@ use std::process::Command;
 use crate::apt::{PrivateApt, run};
 use crate::error::{Context, Error, Result};
 
-/// The release whose data it is, and the Debian suite that has its source.
-const RELEASE: (&str, &str) = ("2.26.3", "trixie");
+/// A release, the Debian suite that has its source, and what is taken from it.
+type Source = (&'static str, &'static str, &'static [&'static str]);
+
+/// The sources that can be had.
+const SOURCES: [Source; 2] = [
+    ("2.26.3", "trixie", &["src/libstore-tests/data", "tests/functional", "scripts"]),
+    ("2.8.0", "bookworm", &["tests", "scripts", "src/nix-channel"]),
+];
+
+/// The release whose unit test data is used.
+pub(crate) const UNIT_DATA_RELEASE: &str = "2.26.3";
 
 /// Where the data is in the source. Below it is a directory for each format.
-const DATA: &str = "src/libstore-tests/data";
+pub(crate) const UNIT_DATA: &str = "src/libstore-tests/data";
 
-/// What symlinks in the data point to.
-const LINKED: &str = "tests/functional/derivation";
-
-/// A directory that is there when all of the data is.
-const SAMPLE: &str = "worker-protocol";
-
-/// Fetches the data if it is missing below `cache`; answers its directory. The caller holds the cache's lock.
-pub(crate) fn fetch_unit_data(cache: &Path) -> Result<PathBuf> {
-    let (version, suite) = RELEASE;
-    let place = cache.join(format!("unit-data-{version}"));
-    if !place.join(SAMPLE).is_dir() {
-        println!("fetching the unit test data of nix {version} from Debian {suite}");
-        fetch(cache, &place, version, suite)?;
+/// Fetches the source of a release if it is missing below `cache`; answers its directory. The caller holds the cache's
+/// lock.
+pub(crate) fn fetch(cache: &Path, version: &str) -> Result<PathBuf> {
+    let source = SOURCES.iter().find(|(v, ..)| *v == version);
+    let source = source.ok_or_else(|| Error::Wrong(format!("the source of nix {version} is not to be had")))?;
+    let place = cache.join(format!("source-{version}"));
+    if !place.is_dir() {
+        println!("fetching the source of nix {version} from Debian {}", source.1);
+        unpack(cache, &place, source)?;
     }
     Ok(place)
 }
 
 /// Downloads and unpacks beside the final place, then renames.
-fn fetch(cache: &Path, place: &Path, version: &str, suite: &str) -> Result<()> {
+fn unpack(cache: &Path, place: &Path, (version, suite, parts): &Source) -> Result<()> {
     let work = cache.join(".apt").join(format!("source-{version}"));
-    for dir in [work.as_path(), place] {
-        if dir.exists() {
-            fs::remove_dir_all(dir).doing("removing", dir)?;
-        }
+    if work.exists() {
+        fs::remove_dir_all(&work).doing("removing", &work)?;
     }
     let root = work.join("root");
     fs::create_dir_all(&root).doing("creating", &root)?;
@@ -46,15 +50,16 @@ fn fetch(cache: &Path, place: &Path, version: &str, suite: &str) -> Result<()> {
         .iter()
         .find(|file| name(file).starts_with(&format!("nix_{version}")) && name(file).contains(".orig.tar."))
         .ok_or_else(|| Error::Wrong(format!("Debian {suite} has no source of nix {version}")))?;
+    // A pattern that names a directory takes all that is below it.
     run(Command::new("tar")
-        .args(["--no-same-owner", "--strip-components=1", "--wildcards", "--extract", "--file"])
+        .args(["--no-same-owner", "--strip-components=1", "--wildcards", "--no-wildcards-match-slash"])
+        .arg("--extract")
+        .arg("--file")
         .arg(archive)
         .arg("--directory")
         .arg(&root)
-        .args([format!("*/{DATA}/*"), format!("*/{LINKED}/*")]))?;
-    let data = work.join("data");
-    run(Command::new("cp").args(["--recursive", "--dereference"]).arg(root.join(DATA)).arg(&data))?;
-    run(Command::new("chmod").args(["--recursive", "a+rX,go-w"]).arg(&data))?;
-    fs::rename(&data, place).doing("moving into place", place)?;
+        .args(parts.iter().map(|part| format!("*/{part}"))))?;
+    run(Command::new("chmod").args(["--recursive", "a+rX,go-w"]).arg(&root))?;
+    fs::rename(&root, place).doing("moving into place", place)?;
     fs::remove_dir_all(&work).doing("removing", &work)
 }

@@ -1,6 +1,6 @@
 //! `compat-tests/run`: every check of the project, one after the other, with closing lines that say how it went.
 //!
-//! Arguments are passed on to the test runner (a filter, for example).
+//! Arguments are passed on to the test runner (a filter, for example); stock's functional suite is then left out.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -9,6 +9,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use compat_tests::error::Context;
+use compat_tests::functional::{self, Options, RELEASES, Report};
 use compat_tests::{Error, Result, machine};
 
 fn main() -> ExitCode {
@@ -22,6 +23,9 @@ fn main() -> ExitCode {
     }
     println!("tests:           {}", counts.summary);
     println!("client commands: {} ok, {} wrong", counts.commands_ok, counts.commands_wrong);
+    for suite in &counts.suites {
+        println!("functional suite: {suite}");
+    }
     println!("skipped:         {}", counts.skipped);
     println!("time:            {} min {} s", seconds / 60, seconds % 60);
     let passed = outcome.is_ok() && counts.skipped == 0 && counts.commands_wrong == 0;
@@ -39,6 +43,8 @@ struct Counts {
     commands_ok: usize,
     commands_wrong: usize,
     skipped: usize,
+    /// What stock's functional suites did.
+    suites: Vec<String>,
 }
 
 impl Counts {
@@ -76,7 +82,29 @@ fn everything(counts: &mut Counts) -> Result<()> {
     step("build");
     cargo(&["build", "--quiet", "--workspace", "--bins"])?;
     step("tests");
-    tests(counts)
+    let mut outcome = tests(counts);
+    if std::env::args().len() > 1 || machine::obstacle().is_some() {
+        return outcome;
+    }
+    for version in RELEASES {
+        step(&format!("stock's functional suite, {version}"));
+        let suite = functional_suite(version).and_then(|report| {
+            counts.suites.push(report.summary);
+            let list = format!("compat-tests/suites/{version}.txt");
+            let wrong = || Error::Wrong(format!("not as {list} says:\n    {}", report.wrong.join("\n    ")));
+            if report.wrong.is_empty() { Ok(()) } else { Err(wrong()) }
+        });
+        outcome = outcome.and(suite);
+    }
+    outcome
+}
+
+/// Runs a suite in a thread of its own, which stays in the room that it enters.
+fn functional_suite(version: &str) -> Result<Report> {
+    let options = Options { version: version.to_owned(), ..Options::default() };
+    let machine = machine::prepare()?;
+    let outcome = std::thread::scope(|scope| scope.spawn(|| functional::run(machine, &options)).join());
+    outcome.map_err(|_| Error::Wrong("running the functional suite panicked".into()))?
 }
 
 fn step(name: &str) {

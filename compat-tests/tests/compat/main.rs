@@ -5,7 +5,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test, a panic is the report")]
 
 mod bad_input;
+mod builders;
 mod builds;
+mod builtins;
 mod clients;
 mod command_line;
 mod crash;
@@ -15,7 +17,9 @@ mod life;
 mod many;
 mod mount;
 mod nixos;
+mod recursive;
 mod remote;
+mod serve_vectors;
 mod stdio;
 mod streams;
 mod upstream_formats;

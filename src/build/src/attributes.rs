@@ -81,6 +81,11 @@ impl<'a> Attributes<'a> {
         self.structured.as_ref()
     }
 
+    /// Whether the derivation requires a system feature.
+    pub(crate) fn requires_feature(&self, feature: &str) -> bool {
+        self.words("requiredSystemFeatures").unwrap_or_default().iter().any(|required| required == feature)
+    }
+
     /// Whether an attribute is set and true.
     pub(crate) fn flag(&self, name: &str) -> bool {
         match &self.structured {

@@ -76,6 +76,11 @@ impl Environment {
         environment
     }
 
+    /// Tells the builder where it finds a store to use.
+    pub(crate) fn set_remote(&mut self, uri: &str) {
+        self.set("NIX_REMOTE", uri);
+    }
+
     fn set(&mut self, name: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
         self.variables.insert(name.into(), value.into());
     }

@@ -1,6 +1,6 @@
 //! The daemon's end of a sandbox helper: starting it, reading its log, learning its end.
 
-use std::io::{self, PipeReader, Read, Write};
+use std::io::{self, BufRead, BufReader, PipeReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::fchown;
@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use crate::sandbox::{HELPER_NAME, Identity, Report, Spec};
+use crate::sandbox::{HELPER_NAME, Identity, MAX_SHOWN_AT_ONCE, Report, Spec};
 
 /// Longest report taken from a helper.
 const MAX_REPORT_BYTES: u64 = 64 * 1024;
@@ -21,6 +21,33 @@ const MAX_REPORT_BYTES: u64 = 64 * 1024;
 pub struct Helper {
     child: Child,
     socket: UnixStream,
+    window: Option<Window>,
+}
+
+/// What a running builder sees of the store, to be extended.
+#[derive(Debug)]
+pub struct Window(BufReader<UnixStream>);
+
+impl Window {
+    /// Shows store objects to the builder, named by their base names. Waits until it can see them.
+    ///
+    /// # Errors
+    /// When one cannot be shown, or the builder is gone.
+    pub fn show(&mut self, names: &[&str]) -> io::Result<()> {
+        for names in names.chunks(MAX_SHOWN_AT_ONCE) {
+            let mut line = serde_json::to_vec(names)?;
+            line.push(b'\n');
+            self.0.get_mut().write_all(&line)?;
+            let mut answer = Vec::new();
+            if (&mut self.0).take(MAX_REPORT_BYTES).read_until(b'\n', &mut answer)? == 0 {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the builder is gone"));
+            }
+            if let Some(error) = serde_json::from_slice::<Option<String>>(&answer)? {
+                return Err(io::Error::other(error));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Ends a build from another thread.
@@ -45,18 +72,29 @@ impl Helper {
             // Else the builder could write to it, but not open it anew, as /dev/stderr.
             fchown(&write, Some(uid), Some(gid))?;
         }
+        let (window, stdout) = if spec.grows {
+            let (window, theirs) = UnixStream::pair()?;
+            (Some(Window(BufReader::new(window))), Stdio::from(OwnedFd::from(theirs)))
+        } else {
+            (None, Stdio::from(write.try_clone()?))
+        };
         let child = Command::new(exe)
             .arg0(HELPER_NAME)
             .env_clear()
             .current_dir("/")
             .stdin(OwnedFd::from(theirs))
-            .stdout(Stdio::from(write.try_clone()?))
+            .stdout(stdout)
             .stderr(Stdio::from(write))
             .spawn()?;
-        let mut helper = Self { child, socket };
+        let mut helper = Self { child, socket, window };
         helper.socket.write_all(&serde_json::to_vec(spec)?)?;
         helper.socket.shutdown(Shutdown::Write)?;
         Ok((helper, log))
+    }
+
+    /// What the builder sees of the store; none when that does not grow, or was taken before.
+    pub fn take_window(&mut self) -> Option<Window> {
+        self.window.take()
     }
 
     /// A handle that ends the build.

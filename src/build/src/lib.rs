@@ -6,6 +6,7 @@
 //! | `run` | one build, from inputs to registered outputs |
 //! | `place`, `room`, `environment`, `attributes`, `graphs` | where it runs, and what the builder is told |
 //! | `remote` | builds on other machines |
+//! | `recursive` | the store for a builder that asks for it |
 //! | [`helper`], [`sandbox`] | the process it runs in |
 //! | [`builtin`] | the builders that are part of Nix |
 //! | [`dump`], `output`, `signing`, `kept` | taking what it left behind, or keeping it |
@@ -28,6 +29,7 @@ mod options;
 mod output;
 mod own;
 mod place;
+mod recursive;
 mod remote;
 mod remove;
 mod room;
@@ -39,5 +41,6 @@ mod users;
 
 pub use dump::dump_tree;
 pub use failure::{exit_status, request_error};
+pub use recursive::{Gate, GateError, RecursiveStore, Serving};
 pub use sandbox::sandbox_main;
 pub use scheduler::{BuildConfig, Client, Events, RunningBuild, Scheduler};

@@ -8,6 +8,7 @@ use nix_compat::conf::{FeatureDisabled, Sandbox, SandboxPath, Settings};
 
 use crate::failure::Failure;
 use crate::hooks::Hooks;
+use crate::recursive::FEATURE;
 use crate::users::UserSource;
 use fetch::DownloadOptions;
 
@@ -92,7 +93,7 @@ impl Options {
             build_dir: settings.build_dir.clone().map(PathBuf::from),
             system: settings.system.clone(),
             extra_platforms: settings.extra_platforms.clone(),
-            features: settings.system_features.clone(),
+            features: features(settings),
             experimental: settings.experimental_features.clone(),
             secret_key_files: settings.secret_key_files.clone(),
             builders: settings.builders.clone(),
@@ -133,6 +134,12 @@ impl Options {
             || system == self.system.as_bytes()
             || self.extra_platforms.iter().any(|platform| platform.as_bytes() == system)
     }
+}
+
+/// The system features that builds here have. Some come with experimental features, as in stock.
+fn features(settings: &Settings) -> BTreeSet<String> {
+    let implied = ["ca-derivations", FEATURE].into_iter().filter(|name| settings.experimental_features.contains(*name));
+    settings.system_features.iter().cloned().chain(implied.map(str::to_owned)).collect()
 }
 
 /// `name=value` words; without a value it is empty.

@@ -81,7 +81,7 @@ impl Place {
         }
 
         let mut binds = binds(job, &more, has_network, &mut inputs)?;
-        if attributes.words("requiredSystemFeatures").unwrap_or_default().iter().any(|feature| feature == "kvm") {
+        if attributes.requires_feature("kvm") {
             binds.push(Bind { source: KVM.into(), target: KVM.into(), optional: true });
         }
         let build_dir_inside = job.options.sandbox_build_dir.clone();

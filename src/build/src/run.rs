@@ -14,22 +14,24 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix_compat::conf::Settings;
 use nix_compat::derivation::{BasicDerivation, OutputName};
 use nix_compat::store_path::{StorePath, scratch_path};
 use nix_compat::worker::{BuildMode, BuildStatus};
 use parking_lot::Mutex;
-use store::Store;
+use store::{Store, TempRoots};
 
 use crate::attributes::Attributes;
 use crate::builtin::{Builtin, Task};
 use crate::environment::{Environment, Surroundings};
 use crate::failure::Failure;
 use crate::graphs::{self, Exported};
-use crate::helper::{Helper, Killer};
+use crate::helper::{Helper, Killer, Window};
 use crate::log::{LineSplitter, LogFile, Tail};
 use crate::options::Options;
 use crate::output::Finished;
 use crate::place::Place;
+use crate::recursive::{self, Opening, RecursiveStore, Served, Socket};
 use crate::room::{Room, own_builds_dir};
 use crate::sandbox::{Executable, Program, Raw, Report, Spec};
 use crate::scheduler::feed::Feed;
@@ -58,6 +60,17 @@ pub(crate) struct Job {
     pub(crate) inputs: BTreeSet<StorePath>,
     pub(crate) mode: BuildMode,
     pub(crate) user: UserLease,
+    /// What it needs to use the store itself, if it may.
+    pub(crate) recursion: Option<Recursion>,
+}
+
+/// What a build needs to use the store while it runs.
+pub(crate) struct Recursion {
+    pub(crate) store: Arc<dyn RecursiveStore>,
+    /// The settings of the client that wants it.
+    pub(crate) settings: Arc<Settings>,
+    /// The derivations that are being built around it.
+    pub(crate) enclosing: Vec<StorePath>,
 }
 
 /// Processor time of a build, in microseconds.
@@ -114,7 +127,7 @@ impl Job {
     /// Builds. Blocks until every process of the build is gone and its directories are removed.
     pub(crate) fn run(self, control: &Control, feed: &Feed) -> Result<Done, Failure> {
         control.check()?;
-        let roots = self.store.new_temp_roots();
+        let roots = Arc::new(self.store.new_temp_roots());
         let known = self.outputs.values().filter_map(|output| output.path.as_ref());
         self.inputs.iter().chain(known).chain([&self.drv_path]).for_each(|path| roots.add(path));
         let scratch = self.scratch_paths()?;
@@ -135,24 +148,32 @@ impl Job {
         };
         let room = Room::create(&builds_dir, identity).map_err(|e| no_room(&builds_dir, e))?;
         let exported = graphs::export(&self, &attributes, &closure)?;
-        let place = Place::new(&self, &attributes, &room, builds_dir, closure, control)?;
+        let mut place = Place::new(&self, &attributes, &room, builds_dir, closure, control)?;
 
-        let environment = self.environment(&attributes, &place, &scratch, exported);
+        let mut environment = self.environment(&attributes, &place, &scratch, exported);
+        let recursion = self.make_socket(&attributes, &room)?;
+        if recursion.is_some() {
+            environment.set_remote(&Socket::uri(&place.build_dir_inside));
+        }
         for (name, contents) in &environment.files {
             room.add_file(name, contents, identity)
                 .map_err(|e| Failure::misc(format!("cannot write '{name}' for '{}': {e}", self.name())))?;
         }
-        let spec = self.spec(environment, &place, &scratch);
-        let (helper, log) = Helper::spawn(&self.config.helper_exe, &spec)
+        let spec = Spec { grows: recursion.is_some(), ..self.spec(environment, &place, &scratch) };
+        let (mut helper, log) = Helper::spawn(&self.config.helper_exe, &spec)
             .map_err(|e| Failure::misc(format!("cannot start '{}': {e}", self.config.helper_exe.display())))?;
         control.arm(helper.killer().map_err(|e| Failure::misc(format!("cannot control the build: {e}")))?);
 
+        let served = self.serve(recursion, helper.take_window(), &place, &scratch, &roots)?;
         let verb = if self.mode == BuildMode::Check { "checking outputs of" } else { "building" };
         feed.started(self.name(), format!("{verb} '{}'", self.name()), String::new());
         let mut tail = Tail::new(self.options.log_lines);
         let killed = self.follow(&helper, log, feed, &mut tail)?;
         let report =
             helper.wait().map_err(|e| Failure::misc(format!("cannot read the end of '{}': {e}", self.name())))?;
+        if let Some(served) = served {
+            place.inputs = served.close();
+        }
 
         let result = control.check().and_then(|()| self.judge(killed, report, tail)).and_then(|cpu| {
             let finished = Finished {
@@ -171,6 +192,44 @@ impl Job {
 
     pub(crate) fn name(&self) -> String {
         self.store.store_dir().display(&self.drv_path)
+    }
+
+    /// Makes the socket of a build that asks for one.
+    fn make_socket(&self, attributes: &Attributes<'_>, room: &Room) -> Result<Option<(Socket, &Recursion)>, Failure> {
+        if !attributes.requires_feature(recursive::FEATURE) {
+            return Ok(None);
+        }
+        self.options.require_feature(recursive::FEATURE)?;
+        let Some(recursion) = &self.recursion else {
+            return Err(Failure::misc(format!("'{}' wants to use the store, but nobody serves it", self.name())));
+        };
+        let socket = Socket::create(room, self.user.identity());
+        let socket = socket.map_err(|e| Failure::misc(format!("cannot make a socket for '{}': {e}", self.name())))?;
+        Ok(Some((socket, recursion)))
+    }
+
+    /// Begins to serve the store to the builder.
+    fn serve(
+        &self,
+        recursion: Option<(Socket, &Recursion)>,
+        window: Option<Window>,
+        place: &Place,
+        scratch: &BTreeMap<OutputName, StorePath>,
+        roots: &Arc<TempRoots>,
+    ) -> Result<Option<Served>, Failure> {
+        let (Some((socket, recursion)), Some(window)) = (recursion, window) else { return Ok(None) };
+        let opening = Opening {
+            store: self.store.clone(),
+            settings: recursion.settings.clone(),
+            client_uid: self.options.client_uid,
+            roots: roots.clone(),
+            outputs: scratch.values().cloned().collect(),
+            enclosing: recursion.enclosing.iter().chain([&self.drv_path]).cloned().collect(),
+            inputs: place.inputs.clone(),
+            window,
+        };
+        let served = socket.serve(&*recursion.store, opening);
+        served.map(Some).map_err(|e| Failure::misc(format!("cannot serve the store to '{}': {e}", self.name())))
     }
 
     /// Where the builder is told to put its outputs. One whose path follows from its contents is built under a
@@ -219,6 +278,7 @@ impl Job {
             linux_26: self.options.linux_26,
             filter_system_calls: self.options.filter_system_calls,
             new_privileges: self.options.new_privileges,
+            grows: false,
             work_dir: place.build_dir_inside.as_str().into(),
         }
     }

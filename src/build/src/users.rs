@@ -20,8 +20,7 @@ const IDS_PER_BUILD: u32 = 65_536;
 
 /// Whether a derivation requires a range of user ids.
 pub(crate) fn needs_id_range(drv: &BasicDerivation) -> bool {
-    let features = Attributes::new(drv).ok().and_then(|attributes| attributes.words("requiredSystemFeatures"));
-    features.unwrap_or_default().iter().any(|feature| feature == "uid-range")
+    Attributes::new(drv).is_ok_and(|attributes| attributes.requires_feature("uid-range"))
 }
 
 /// The ids that are in use, and the news that one is not any more.

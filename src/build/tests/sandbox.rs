@@ -18,6 +18,9 @@ const INPUT: &str = "00000000000000000000000000000001-input";
 const OTHER: &str = "00000000000000000000000000000002-other";
 const LINK: &str = "00000000000000000000000000000003-link";
 const FILE: &str = "00000000000000000000000000000004-file";
+const LATER: &str = "00000000000000000000000000000005-later";
+const LATER_FILE: &str = "00000000000000000000000000000006-later-file";
+const LATER_LINK: &str = "00000000000000000000000000000007-later-link";
 
 /// What a build needs on disk, removed at the end.
 struct Lab {
@@ -81,6 +84,7 @@ impl Lab {
             linux_26: false,
             filter_system_calls: true,
             new_privileges: false,
+            grows: false,
             program: shell(script, "/path-not-set", self.store_dir.as_str().into()),
             work_dir: "/build".into(),
         }
@@ -102,6 +106,15 @@ impl Lab {
             program: shell(script, "/usr/bin:/bin", self.raw("store")),
             work_dir: build_dir,
             ..self.sandboxed(script)
+        }
+    }
+
+    /// For another build in the same lab.
+    fn empty_scratch(&self) {
+        for entry in fs::read_dir(self.path("builds/1/scratch")).unwrap() {
+            let path = entry.unwrap().path();
+            let is_dir = fs::symlink_metadata(&path).unwrap().is_dir();
+            if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) }.unwrap();
         }
     }
 
@@ -414,6 +427,102 @@ fn without_a_sandbox_the_store_is_writable_in_private() {
     assert!(lab.path("builds/1/build/here").exists());
 }
 
+/// A builder that waits for a path to appear, and what it sees then; the path is shown to it while it runs.
+fn run_growing(exe: &Path, spec: &Spec, named: &[&str]) -> (Result<(), String>, Report, String) {
+    let spec = Spec { grows: true, ..spec.clone() };
+    let (mut helper, mut log) = Helper::spawn(exe, &spec).unwrap();
+    let mut window = helper.take_window().unwrap();
+    let mut text = Vec::new();
+    while !text.ends_with(b"ready\n") {
+        let mut byte = [0];
+        assert_eq!(log.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&text));
+        text.push(byte[0]);
+    }
+    let shown = window.show(named).map_err(|e| e.to_string());
+    let mut text = String::new();
+    log.read_to_string(&mut text).unwrap();
+    let report = helper.wait().unwrap().expect("a report");
+    assert!(window.show(named).is_err(), "shown to a builder that is gone");
+    (shown, report, text)
+}
+
+/// Looks for the file `$1`, which is not there, and waits until it is; gives up after ten seconds.
+const AWAIT: &str =
+    "await() { i=0; while [ ! -e $1 -a ! -L $1 ]; do i=$((i+1)); [ $i -lt 100 ] || exit 9; $b sleep 0.1; done; }; ";
+
+fn add_later(lab: &Lab) {
+    // Never seen by the builder before: what an overlay shows of it is not what it remembers.
+    fs::create_dir(lab.path("store").join(LATER)).unwrap();
+    fs::write(lab.path("store").join(LATER).join("hello"), "from later\n").unwrap();
+    fs::write(lab.path("store").join(LATER_FILE), "a later file\n").unwrap();
+    symlink("elsewhere", lab.path("store").join(LATER_LINK)).unwrap();
+}
+
+const SEE_LATER: &str = "[ ! -e $STORE/*-later ] || echo early; echo ready; await $STORE/00000000000000000000000000000007-later-link; \
+     $b cat $STORE/*-later/hello $STORE/*-later-file; $b readlink $STORE/*-later-link; \
+     (echo x > $STORE/00000000000000000000000000000005-later/new) 2>/dev/null && echo wrote; \
+     $b umount $STORE/*-later 2>/dev/null && echo uncovered; \
+     (echo x > $STORE/00000000000000000000000000000006-later-file) 2>/dev/null && echo wrote; \
+     [ ! -e $STORE/*-other ] || echo other; echo done";
+const SEEN_LATER: &str = "from later\na later file\nelsewhere\ndone\n";
+
+#[test]
+fn a_running_sandbox_is_shown_more_of_the_store() {
+    for (store_dir, count) in [("/nix/store", 1), ("/var/tmp/elsewhere/store", 1), ("/nix/store", 65_536)] {
+        let Some(lab) = lab(store_dir) else { return };
+        add_later(&lab);
+        let script = format!("b=/bb/busybox; {AWAIT} {SEE_LATER}");
+        let mut spec = lab.sandboxed(&script);
+        spec.identity = Identity::BuildUser { uid: BUILD_UID, gid: BUILD_GID, count };
+        let (shown, report, log) = run_growing(Path::new(HELPER), &spec, &[LATER, LATER_FILE, LATER_LINK]);
+        shown.unwrap();
+        assert!(matches!(report, Report::Ended { code: Some(0), .. }), "{report:?}\n{log}");
+        // A build's root may uncover its own directory; what lies below is empty.
+        let log = if count > 1 { log.replace("uncovered\n", "") } else { log };
+        assert_eq!(log, SEEN_LATER, "{count} users");
+        assert!(fs::read_dir(lab.path("builds/1/scratch").join(LATER)).unwrap().next().is_none());
+    }
+}
+
+#[test]
+fn what_a_builder_made_itself_is_not_covered() {
+    let Some(lab) = lab("/nix/store") else { return };
+    add_later(&lab);
+    let script = format!(
+        "echo own > $STORE/{LATER}; $b echo ready; read line < $STORE/{LATER}; /bb/busybox sleep 1; echo $line"
+    );
+    let (shown, report, log) = run_growing(Path::new(HELPER), &lab.sandboxed(&script.replace("$b ", "")), &[LATER]);
+    assert!(shown.unwrap_err().contains("exists"));
+    assert!(matches!(report, Report::Ended { code: Some(0), .. }), "{report:?}\n{log}");
+    assert_eq!(log, "own\n");
+    lab.empty_scratch();
+    let (shown, ..) = run_growing(Path::new(HELPER), &lab.sandboxed("echo ready; /bb/busybox sleep 1"), &["missing"]);
+    assert!(shown.unwrap_err().contains("taking 'missing' from the store"));
+}
+
+#[test]
+fn a_build_without_a_sandbox_sees_what_it_looked_for_too_early() {
+    let Some(lab) = lab("/unused") else { return };
+    let script = format!(
+        "b={}; {AWAIT} p=$STORE/{LATER}; [ ! -e $p ] || echo early; echo ready; await $p; cat $p/hello; \
+         (echo x > $p/hello) 2>/dev/null && echo wrote; cat $STORE/{LATER_FILE}",
+        busybox()
+    );
+    let spec = Spec { grows: true, ..lab.unsandboxed(&script) };
+    let (mut helper, mut log) = Helper::spawn(Path::new(HELPER), &spec).unwrap();
+    let mut window = helper.take_window().unwrap();
+    let mut ready = [0; 6];
+    log.read_exact(&mut ready).unwrap();
+    assert_eq!(&ready, b"ready\n");
+    add_later(&lab);
+    window.show(&[LATER, LATER_FILE]).unwrap();
+    let mut text = String::new();
+    log.read_to_string(&mut text).unwrap();
+    let report = helper.wait().unwrap().expect("a report");
+    assert!(matches!(report, Report::Ended { code: Some(0), .. }), "{report:?}\n{text}");
+    assert_eq!(text, "from later\na later file\n");
+}
+
 /// An ordinary user's daemon: the helper is started as that user.
 #[test]
 fn an_ordinary_user_builds_in_a_user_namespace() {
@@ -456,4 +565,13 @@ fn an_ordinary_user_builds_in_a_user_namespace() {
     assert!(matches!(report, Report::Ended { code: Some(0), .. }), "{report:?}\n{log}");
     assert_eq!(log, format!("{USER}\nfrom the input\n"));
     assert_eq!(lab.output("out2"), "made\n");
+
+    lab.empty_scratch();
+    add_later(&lab);
+    let mut spec = lab.sandboxed(&format!("b=/bb/busybox; {AWAIT} {SEE_LATER}"));
+    spec.identity = Identity::Caller;
+    let (shown, report, log) = run_growing(&lab.path("as-user"), &spec, &[LATER, LATER_FILE, LATER_LINK]);
+    shown.unwrap();
+    assert!(matches!(report, Report::Ended { code: Some(0), .. }), "{report:?}\n{log}");
+    assert_eq!(log, SEEN_LATER);
 }

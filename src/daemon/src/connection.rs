@@ -13,17 +13,15 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix_compat::wire::{Invalid, ReadError, Reader, Writer};
 use nix_compat::worker::stderr::Message;
 use nix_compat::worker::{MAX_REQUEST, Protocol, Request};
-use tokio::io::AsyncReadExt;
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Semaphore;
 
 use crate::record::Tape;
+use crate::socket::{MAX_READ, Socket};
 
 /// Bytes received at a time while nothing larger is known to come.
 const SMALL_READ: usize = 8 * 1024;
 /// Bytes received at a time within a large message or a payload.
-pub(crate) const LARGE_READ: usize = 256 * 1024;
+pub(crate) const LARGE_READ: usize = MAX_READ;
 /// A request that has so many bytes and goes on is a large one.
 const LARGE_REQUEST: usize = 64 * 1024;
 /// How often a client is looked after while its request runs. A build dies at most this late after its client.
@@ -54,7 +52,7 @@ pub enum ConnectionError {
 /// What the client sends.
 #[derive(Debug)]
 pub(crate) struct Input {
-    stream: OwnedReadHalf,
+    stream: Arc<Socket>,
     buffer: BytesMut,
     tape: Tape,
     /// The share of the client's user in large requests, if it has only a share.
@@ -63,7 +61,7 @@ pub(crate) struct Input {
 
 impl Input {
     /// Receives from `stream`.
-    pub(crate) fn new(stream: OwnedReadHalf, tape: Tape) -> Self {
+    pub(crate) fn new(stream: Arc<Socket>, tape: Tape) -> Self {
         Self { stream, buffer: BytesMut::new(), tape, large: None }
     }
 
@@ -83,12 +81,7 @@ impl Input {
     /// When the socket fails.
     pub(crate) async fn fill(&mut self, room: usize) -> Result<bool, ConnectionError> {
         let failed = |source| ConnectionError::Io { action: "receive from", source };
-        // Nothing is allocated for a client that is silent.
-        self.stream.readable().await.map_err(failed)?;
-        self.buffer.reserve(room);
-        // Where this reads less than there is room for, it knows without asking that nothing more is there (`try_read`
-        // would not): a system call less for each request.
-        match self.stream.read_buf(&mut self.buffer).await {
+        match self.stream.receive(&mut self.buffer, room).await {
             Ok(n) => {
                 self.tape.put(&self.buffer[self.buffer.len() - n..]);
                 Ok(n > 0)
@@ -166,14 +159,14 @@ impl Input {
 /// What is sent to the client.
 #[derive(Debug)]
 pub(crate) struct Output {
-    stream: Arc<OwnedWriteHalf>,
+    stream: Arc<Socket>,
     pending: BytesMut,
     tape: Tape,
 }
 
 impl Output {
     /// Sends to `stream`.
-    pub(crate) fn new(stream: Arc<OwnedWriteHalf>, tape: Tape) -> Self {
+    pub(crate) fn new(stream: Arc<Socket>, tape: Tape) -> Self {
         Self { stream, pending: BytesMut::new(), tape }
     }
 
@@ -226,7 +219,7 @@ impl Output {
 
 /// Waits until the client is gone altogether. One that has only finished writing still wants its answer, so
 /// this asks for a hang-up, not for the end of the stream.
-pub(crate) async fn hung_up(stream: &UnixStream) {
+pub(crate) async fn hung_up(stream: &Socket) {
     loop {
         tokio::time::sleep(HANGUP_INTERVAL).await;
         let mut fds = [PollFd::new(stream.as_fd(), PollFlags::empty())];

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use build::Gate;
 use nix_compat::conf::Settings;
 use nix_compat::signature::PublicKey;
+use nix_compat::store_path::StorePath;
 use nix_compat::worker::Protocol;
 use store::{Store, TempRoots};
 
@@ -24,6 +26,8 @@ pub(crate) struct Session {
     pub(crate) temp_roots: Arc<TempRoots>,
     pub(crate) events: Arc<Events>,
     pub(crate) protocol: Protocol,
+    /// For a client that is part of a running build: what that may see.
+    pub(crate) gate: Option<Arc<Gate>>,
 }
 
 impl Session {
@@ -33,6 +37,11 @@ impl Session {
 
     pub(crate) fn is_trusted(&self) -> bool {
         self.trust == Trust::Trusted
+    }
+
+    /// Whether this client may know that a path is valid.
+    pub(crate) fn may_see(&self, path: &StorePath) -> bool {
+        self.gate.as_ref().is_none_or(|gate| gate.allows(path))
     }
 
     /// The user whose share this client lives on; none when it is trusted.

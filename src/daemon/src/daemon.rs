@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use crate::config::Locations;
 use crate::peer::{Peer, Trust};
 use crate::record::Recorder;
+use crate::recursive::ForBuilds;
 use crate::shares::{Shares, max_clients, max_clients_of_user};
 use crate::streams::Streams;
 
@@ -80,7 +81,7 @@ impl Daemon {
         extras: Extras,
     ) -> Result<Arc<Self>, signature::Error> {
         let max_clients = max_clients();
-        Ok(Arc::new(Self {
+        let daemon = Arc::new(Self {
             keys: settings.public_keys()?.into(),
             streams: Streams::new(),
             recorder: extras.recorder,
@@ -94,7 +95,9 @@ impl Daemon {
             locations,
             clients: Mutex::default(),
             next_client: AtomicU64::new(1),
-        }))
+        });
+        daemon.scheduler.serve_builds(Arc::new(ForBuilds(Arc::downgrade(&daemon))));
+        Ok(daemon)
     }
 
     /// The clients that are connected now.

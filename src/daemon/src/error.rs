@@ -76,6 +76,12 @@ impl From<ConnectionError> for OpError {
     }
 }
 
+impl From<build::GateError> for OpError {
+    fn from(error: build::GateError) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
 impl From<store::Error> for OpError {
     fn from(error: store::Error) -> Self {
         use store::Error as E;

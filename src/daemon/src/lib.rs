@@ -20,9 +20,11 @@ mod options;
 mod payload;
 mod peer;
 mod record;
+mod recursive;
 mod server;
 mod session;
 mod shares;
+mod socket;
 mod streams;
 
 pub use config::{ConfigError, Locations, load_settings};

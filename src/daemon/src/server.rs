@@ -98,7 +98,7 @@ impl Daemon {
                 return;
             };
             tracing::debug!(user = peer.user, pid = peer.pid, ?trust, "accepted a client");
-            if let Err(error) = session::serve(daemon, stream, peer.clone(), trust).await {
+            if let Err(error) = session::serve(daemon, stream, peer.clone(), trust, None).await {
                 tracing::debug!(user = peer.user, pid = peer.pid, %error, "a connection ended early");
             }
         });

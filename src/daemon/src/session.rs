@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use build::Gate;
 use nix_compat::wire::Writer;
 use nix_compat::worker::handshake::{self, Progress, ServerHandshake};
 use nix_compat::worker::stderr::Message;
@@ -19,6 +20,7 @@ use crate::error::OpError;
 use crate::events::Events;
 use crate::ops::{self, Reply};
 use crate::peer::{Peer, Trust};
+use crate::socket::Socket;
 
 /// The Nix version a client is told. Clients show it and some compare it; it is the stock release whose
 /// behaviour castored follows.
@@ -30,7 +32,7 @@ const OFFERED: Features = Features::ALL;
 /// Bytes of most responses, for a buffer that need not grow.
 const USUAL_RESPONSE: usize = 1024;
 
-/// Serves one client until it leaves.
+/// Serves one client until it leaves; behind a gate, if it is part of a running build.
 ///
 /// # Errors
 /// Why the connection ended before the client wanted.
@@ -39,18 +41,19 @@ pub(crate) async fn serve(
     stream: UnixStream,
     peer: Peer,
     trust: Trust,
+    gate: Option<Arc<Gate>>,
 ) -> Result<(), ConnectionError> {
-    let (receiving, sending) = stream.into_split();
-    let stream = Arc::new(sending);
+    let watched = Socket::new(stream).map_err(|source| ConnectionError::Io { action: "watch", source })?;
+    let stream = Arc::new(watched);
     let (received, sent) = daemon.recorder.as_ref().map(|recorder| recorder.session(&peer)).unwrap_or_default();
-    let mut input = Input::new(receiving, received);
+    let mut input = Input::new(stream.clone(), received);
     let mut output = Output::new(stream.clone(), sent);
     let Some(protocol) = shake_hands(&daemon, trust, &mut input, &mut output).await? else { return Ok(()) };
     if trust == Trust::Untrusted {
         input.limit_large_requests(daemon.large_requests.of(peer.uid));
     }
     let mut session = Session {
-        settings: daemon.settings.clone(),
+        settings: gate.as_ref().map_or(&daemon.settings, |gate| gate.settings()).clone(),
         keys: daemon.keys.clone(),
         temp_roots: Arc::new(daemon.store.new_temp_roots()),
         events: Events::new(),
@@ -58,8 +61,9 @@ pub(crate) async fn serve(
         peer,
         trust,
         protocol,
+        gate,
     };
-    let result = requests(&mut session, (*stream).as_ref(), &mut input, &mut output).await;
+    let result = requests(&mut session, &stream, &mut input, &mut output).await;
     // What this client was told is durable when it is gone: it may be about to rely on it elsewhere.
     let store = session.store().clone();
     let synced = tokio::task::spawn_blocking(move || store.sync()).await;
@@ -109,7 +113,7 @@ async fn shake_hands(
 
 async fn requests(
     session: &mut Session,
-    stream: &UnixStream,
+    stream: &Socket,
     input: &mut Input,
     output: &mut Output,
 ) -> Result<(), ConnectionError> {
@@ -147,7 +151,7 @@ async fn requests(
 /// Does the work, writes the log, and watches for the client's end, all at once.
 async fn perform(
     session: &mut Session,
-    stream: &UnixStream,
+    stream: &Socket,
     input: &mut Input,
     output: &mut Output,
     request: Request,

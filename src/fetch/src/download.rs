@@ -1,5 +1,6 @@
 //! What the daemon knows about downloads and a builder could not read: settings, passwords, certificates.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -51,7 +52,7 @@ impl DownloadOptions {
 }
 
 /// All that a download depends on beside its URL.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Download {
     /// How often it is tried.
     pub attempts: u64,
@@ -71,6 +72,13 @@ pub struct Download {
     pub proxies: Vec<(String, String)>,
     /// What is appended to the user agent.
     pub user_agent_suffix: String,
+}
+
+impl fmt::Debug for Download {
+    /// Without what may have passwords in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Download").field("hashed_mirrors", &self.hashed_mirrors).finish_non_exhaustive()
+    }
 }
 
 impl Download {
@@ -139,6 +147,8 @@ mod tests {
         let download = Download::gather(&DownloadOptions::new(&settings), &variable);
         assert_eq!((download.netrc.as_str(), download.certificates.as_str()), ("machine x", "certificates"));
         assert_eq!(download.proxies, [("no_proxy".to_owned(), "here".to_owned())]);
+
+        assert!(!format!("{download:?}").contains("machine"));
 
         // What the settings name is more than what the environment names.
         assert!(settings.set("ssl-cert-file", dir.path().join("none").to_str().unwrap()).unwrap());

@@ -1,6 +1,7 @@
 //! Content addresses: by which method and hash an object's path follows from its contents.
 //!
-//! Written `text:<hash>`, `fixed:<hash>` or `fixed:r:<hash>`, the hash prefixed and in base 32; read in any base.
+//! Written `text:<hash>`, `fixed:<hash>`, `fixed:r:<hash>` or `fixed:git:<hash>`, the hash prefixed and in base 32; read in
+//! any base.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,9 +14,6 @@ pub enum Error {
     /// Neither `text:` nor `fixed:` at the beginning.
     #[error("content address '{0}' begins neither with 'text:' nor with 'fixed:'")]
     Prefix(String),
-    /// Hashing as git does is experimental in stock Nix and not supported here.
-    #[error("content address '{0}' uses git hashing, which is not supported")]
-    Git(String),
     /// No `algorithm:` before the digits.
     #[error("content address '{0}' lacks a hash algorithm")]
     NoAlgorithm(String),
@@ -38,22 +36,25 @@ pub enum Method {
     Flat,
     /// The NAR.
     Nar,
+    /// What git hashes (experimental in stock Nix).
+    Git,
 }
 
 impl Method {
-    /// What stands before the algorithm in derivation outputs: `text:`, nothing, or `r:`.
+    /// What stands before the algorithm in derivation outputs: `text:`, nothing, `r:`, or `git:`.
     pub const fn prefix(self) -> &'static str {
         match self {
             Self::Text => "text:",
             Self::Flat => "",
             Self::Nar => "r:",
+            Self::Git => "git:",
         }
     }
 
     /// Splits the prefix off what a derivation's output has as its hash algorithm.
     pub fn split_prefix(text: &str) -> Result<(Self, &str), Error> {
-        if text.starts_with("git:") {
-            Err(Error::Git(text.to_owned()))
+        if let Some(rest) = text.strip_prefix("git:") {
+            Ok((Self::Git, rest))
         } else if let Some(rest) = text.strip_prefix("r:") {
             Ok((Self::Nar, rest))
         } else if let Some(rest) = text.strip_prefix("text:") {
@@ -102,6 +103,7 @@ const fn full_prefix(method: Method) -> &'static str {
         Method::Text => "text:",
         Method::Flat => "fixed:",
         Method::Nar => "fixed:r:",
+        Method::Git => "fixed:git:",
     }
 }
 
@@ -110,8 +112,8 @@ fn split_method(text: &str) -> Result<(Method, &str), Error> {
         return Ok((Method::Text, rest));
     }
     let rest = text.strip_prefix("fixed:").ok_or_else(|| Error::Prefix(text.to_owned()))?;
-    if rest.starts_with("git:") {
-        return Err(Error::Git(text.to_owned()));
+    if let Some(rest) = rest.strip_prefix("git:") {
+        return Ok((Method::Git, rest));
     }
     Ok(match rest.strip_prefix("r:") {
         Some(rest) => (Method::Nar, rest),
@@ -144,11 +146,11 @@ mod tests {
             ("text:sha256", Method::Text, Algorithm::Sha256),
             ("fixed:sha256", Method::Flat, Algorithm::Sha256),
             ("fixed:r:sha1", Method::Nar, Algorithm::Sha1),
+            ("fixed:git:sha1", Method::Git, Algorithm::Sha1),
         ] {
             assert_eq!(parse_method(text), Ok((method, algorithm)));
             assert_eq!(method_to_string(method, algorithm), text);
         }
-        assert!(matches!(parse_method("fixed:git:sha1"), Err(Error::Git(_))));
         assert!(matches!(parse_method("r:sha1"), Err(Error::Prefix(_))));
         assert!(matches!(parse_method("fixed:r:"), Err(Error::Hash { .. })));
         assert!(matches!(parse_method("text:r:sha256"), Err(Error::Hash { .. })));
@@ -160,13 +162,12 @@ mod tests {
         assert!(matches!(parse(""), Err(Error::Prefix(_))));
         assert!(matches!(parse("fixed:sha256"), Err(Error::NoAlgorithm(_))));
         assert!(matches!(parse("fixed:sha256:00"), Err(Error::Hash { .. })));
-        assert!(matches!(parse("fixed:git:sha1:kpcd173cq987hw957sx6m0868wv3x6d9"), Err(Error::Git(_))));
     }
 
     proptest! {
         #[test]
-        fn any_base_reads_back(data: Vec<u8>, which in 0usize..3, sha1: bool) {
-            let method = [Method::Text, Method::Flat, Method::Nar][which];
+        fn any_base_reads_back(data: Vec<u8>, which in 0usize..4, sha1: bool) {
+            let method = [Method::Text, Method::Flat, Method::Nar, Method::Git][which];
             let hash = Hash::of(if sha1 { Algorithm::Sha1 } else { Algorithm::Sha256 }, &data);
             let address = ContentAddress { method, hash };
             prop_assert_eq!(ContentAddress::parse(&address.to_string()), Ok(address.clone()));

@@ -60,6 +60,14 @@ pub enum Error {
     /// A text object's path contains the hash of its contents, so these cannot contain the path.
     #[error("text object '{0}' is not allowed to refer to itself")]
     SelfReference(String),
+    /// What git hashes is addressed by SHA-1 only.
+    #[error("'{name}' is hashed as git does by {algorithm}, not sha1")]
+    GitAlgorithm {
+        /// name of the object
+        name: String,
+        /// the algorithm asked for
+        algorithm: Algorithm,
+    },
     /// Text objects are addressed by SHA-256 only.
     #[error("text object '{name}' is addressed by {algorithm}, not sha256")]
     TextAlgorithm {

@@ -22,5 +22,5 @@ pub mod worker;
 pub use error::ClientError;
 pub use process::Stopper;
 pub use store::{BuildLog, RemoteStore, SharedLog};
-pub use wire::{Limits, Stream};
+pub use wire::{Limits, Ready, Stream};
 pub use worker::Connection;

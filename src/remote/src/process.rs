@@ -123,7 +123,10 @@ impl Stderr {
         thread::Builder::new().name("remote-stderr".into()).spawn(move || {
             let mut piece = vec![0; PIECE];
             loop {
-                let _ = wait_readable(pipe.as_fd(), PollTimeout::NONE);
+                if !wait_readable(pipe.as_fd(), PollTimeout::NONE) {
+                    // A signal; to read now would be to wait with the lock held.
+                    continue;
+                }
                 // What was taken from the pipe and not passed on yet is nobody's but the lock's.
                 let mut said = said.lock();
                 match pipe.read(&mut piece) {

@@ -196,7 +196,7 @@ impl RemoteStore {
         self.building(limits, log, |client, log| match client {
             Client::Worker(connection) => {
                 let request = Request::BuildDerivation { drv_path, derivation, mode: BuildMode::Normal };
-                match connection.call_watching(&request, nothing, &mut |message| pass_on(message, log)) {
+                match watched(connection, &request, log) {
                     Ok(Response::BuildResult(result)) => Ok(result),
                     other => Err(unexpected(other)),
                 }
@@ -223,7 +223,7 @@ impl RemoteStore {
                 return Err(ClientError::Protocol("it cannot build derivations of its own store".to_owned()));
             };
             let request = Request::BuildPathsWithResults { paths, mode: BuildMode::Normal };
-            match connection.call_watching(&request, nothing, &mut |message| pass_on(message, log)) {
+            match watched(connection, &request, log) {
                 Ok(Response::KeyedBuildResults(mut results)) if results.len() == 1 => Ok(results.remove(0).1),
                 other => Err(unexpected(other)),
             }
@@ -373,28 +373,52 @@ fn export(
     out.write_all(&END.to_le_bytes())
 }
 
-/// A daemon's message during a build. What it says of its own activities is left out, but for the builder's words.
-fn pass_on(message: Message, log: &SharedLog) {
-    let mut log = log.lock();
-    match message {
-        Message::Result { kind: ResultKind::BuildLogLine, fields, .. } => {
-            if let Some(Field::Text(line)) = fields.first() {
+fn watched(connection: &mut worker::Connection, request: &Request, log: &SharedLog) -> Result<Response> {
+    let mut listener = Listener { log, held: None };
+    let answer = connection.call_watching(request, nothing, &mut |message| listener.hear(message));
+    listener.finish();
+    answer
+}
+
+/// Takes a daemon's messages during a build. What it says of its own activities is left out, but for the builder's words.
+struct Listener<'a> {
+    log: &'a SharedLog,
+    /// Nix 2.3 says a line twice, the first time as a message of its own.
+    held: Option<String>,
+}
+
+impl Listener<'_> {
+    fn hear(&mut self, message: Message) {
+        match message {
+            Message::Result { kind: ResultKind::BuildLogLine, fields, .. } => {
+                let Some(Field::Text(line)) = fields.first() else { return };
+                if self.held.as_ref().is_some_and(|held| held.as_bytes() == line) {
+                    self.held = None;
+                }
+                self.finish();
+                let mut log = self.log.lock();
                 log.output(line);
                 log.output(b"\n");
             }
-        }
-        Message::Result { kind: ResultKind::SetPhase, fields, .. } => {
-            if let Some(Field::Text(phase)) = fields.first() {
-                log.phase(&String::from_utf8_lossy(phase));
+            Message::Result { kind: ResultKind::SetPhase, fields, .. } => {
+                self.finish();
+                if let Some(Field::Text(phase)) = fields.first() {
+                    self.log.lock().phase(&String::from_utf8_lossy(phase));
+                }
             }
-        }
-        Message::Next(text) => {
-            let text = String::from_utf8_lossy(&text);
-            let text = text.trim_end();
-            if !text.is_empty() {
-                log.note(text);
+            Message::Next(text) => {
+                self.finish();
+                let text = String::from_utf8_lossy(&text).trim_end().to_owned();
+                self.held = Some(text).filter(|text| !text.is_empty());
             }
+            _ => {}
         }
-        _ => {}
+    }
+
+    /// What was held is no line of the build's.
+    fn finish(&mut self) {
+        if let Some(text) = self.held.take() {
+            self.log.lock().note(&text);
+        }
     }
 }

@@ -1,11 +1,13 @@
 //! A stream to another store, and what was received of it and not looked at yet.
 
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, send};
 use nix_compat::wire::{ReadError, Reader};
 
 use crate::error::{ClientError, Result};
@@ -19,9 +21,14 @@ const MAX_EARLY: usize = 16 << 20;
 
 /// A connection in both directions.
 pub trait Stream: Read + Write {
-    /// Whether something can be read without waiting, as far as that can be told.
-    fn has_input(&self) -> bool {
-        false
+    /// Waits until something can be written or, if we `listen`, read. A stream that cannot tell can be written to.
+    fn wait(&self, _listen: bool, _patience: Option<Duration>) -> io::Result<Ready> {
+        Ok(Ready { input: false, output: true })
+    }
+
+    /// Writes what can be written without waiting, if the stream can do so.
+    fn write_some(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write(bytes)
     }
 
     /// Waits no longer than this for each read and write, if the stream can do so; then the error is
@@ -31,10 +38,37 @@ pub trait Stream: Read + Write {
     }
 }
 
+/// What can be done with a stream without waiting. Neither: the patience is at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ready {
+    /// Something can be read, be it the end.
+    pub input: bool,
+    /// Something can be written, if only in vain.
+    pub output: bool,
+}
+
 impl Stream for UnixStream {
-    fn has_input(&self) -> bool {
-        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    fn wait(&self, listen: bool, patience: Option<Duration>) -> io::Result<Ready> {
+        let wanted = if listen { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLOUT };
+        let timeout = patience.map_or(PollTimeout::NONE, |patience| patience.try_into().unwrap_or(PollTimeout::MAX));
+        let mut fds = [PollFd::new(self.as_fd(), wanted)];
+        loop {
+            match poll(&mut fds, timeout) {
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+                Ok(_) => break,
+            }
+        }
+        let found = fds[0].revents().unwrap_or(PollFlags::empty());
+        Ok(Ready {
+            input: found.contains(PollFlags::POLLIN),
+            // What is wrong with the stream the next write will tell.
+            output: found.intersects(PollFlags::POLLOUT | PollFlags::POLLERR | PollFlags::POLLHUP),
+        })
+    }
+
+    fn write_some(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(send(self.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
     }
 
     fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
@@ -96,10 +130,24 @@ impl<S: Stream> Wire<S> {
         self.stream.write_all(bytes).and_then(|()| self.stream.flush()).map_err(|e| self.broken(e, patience))
     }
 
-    /// Receives what is there already, so that the other end is not kept from listening by what it has to say.
-    pub(crate) fn receive_early(&mut self) -> Result<()> {
-        while self.received.len() < MAX_EARLY && self.stream.has_input() {
-            self.receive(READ)?;
+    /// Sends, and receives meanwhile: an end that cannot get rid of what it has to say would not listen either.
+    pub(crate) fn send_listening(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let patience = self.limits.patience()?;
+            let ready = self.stream.wait(self.received.len() < MAX_EARLY, patience)?;
+            if !ready.input && !ready.output {
+                return Err(self.broken(io::ErrorKind::WouldBlock.into(), patience));
+            }
+            if ready.input {
+                self.receive(READ)?;
+            }
+            if ready.output {
+                match self.stream.write_some(bytes) {
+                    Ok(length) => bytes = &bytes[length..],
+                    Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
         }
         Ok(())
     }
@@ -193,10 +241,9 @@ impl<'a, S: Stream> Sink<'a, S> {
         Self { wire, piece: Vec::with_capacity(READ), failed: None }
     }
 
-    /// Sends past the pieces. The other end is listened to first: one that cannot get rid of what it has to say would
-    /// stop listening itself.
+    /// Sends past the pieces.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.wire.receive_early().and_then(|()| self.wire.send(bytes)).map_err(|error| {
+        self.wire.send_listening(bytes).map_err(|error| {
             self.failed = Some(error);
             io::ErrorKind::BrokenPipe.into()
         })

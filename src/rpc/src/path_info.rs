@@ -144,7 +144,7 @@ fn ca_to_message(ca: &ContentAddress) -> Option<message::nar_info::Ca> {
         (Method::Flat, Algorithm::Md5) => CaKind::FlatMd5,
         (Method::Flat, Algorithm::Sha256) => CaKind::FlatSha256,
         (Method::Flat, Algorithm::Sha512) => CaKind::FlatSha512,
-        (Method::Text, _) => return None,
+        (Method::Text | Method::Git, _) => return None,
     };
     Some(message::nar_info::Ca { r#type: kind.into(), digest: ca.hash.as_bytes().to_vec().into() })
 }

@@ -47,6 +47,7 @@ impl Store {
                 if hashes.with_places == ca.hash { ca.hash } else { hashes.plain }
             }
             Method::Nar => nar.other.unwrap_or(Hash::Sha256(*nar.nar_hash.as_bytes())),
+            Method::Git => self.git_hash(node, ca.hash.algorithm())?,
             Method::Flat | Method::Text => self.flat_hash(node, ca.hash.algorithm(), &path())?,
         };
         if hash != ca.hash {

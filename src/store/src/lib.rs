@@ -7,6 +7,7 @@ mod claims;
 pub mod derivations;
 mod error;
 mod gc;
+mod git_hash;
 mod lock;
 pub mod nar_digest;
 mod nar_in;

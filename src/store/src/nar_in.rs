@@ -168,6 +168,11 @@ impl Store {
                 let hash = ingested.nar.other.unwrap_or(Hash::Sha256(*ingested.nar.nar_hash.as_bytes()));
                 Ok((ingested, hash))
             }
+            Method::Git => {
+                let ingested = self.import_nar(reader, NarDigest::new(None, None))?;
+                let hash = self.git_hash(&ingested.node, options.algorithm)?;
+                Ok((ingested, hash))
+            }
             Method::Flat | Method::Text => self.import_flat(reader, options.algorithm),
         }
     }

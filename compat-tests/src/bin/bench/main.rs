@@ -1,6 +1,7 @@
-//! `compat-tests/bench [mount|protocol]...`: castored measured beside what it replaces, in the same run. All groups
+//! `compat-tests/bench [mount|protocol|build]...`: castored measured beside what it replaces, in the same run. All groups
 //! unless some are named. Ends with an error when a target is missed.
 
+mod build;
 mod mount;
 mod protocol;
 mod sides;
@@ -13,7 +14,7 @@ use compat_tests::{Error, Result};
 type Group = (&'static str, fn(&Machine) -> Result<bool>);
 
 /// What can be measured.
-const GROUPS: [Group; 2] = [("mount", mount::bench), ("protocol", protocol::bench)];
+const GROUPS: [Group; 3] = [("mount", mount::bench), ("protocol", protocol::bench), ("build", build::bench)];
 
 fn main() -> ExitCode {
     match bench() {

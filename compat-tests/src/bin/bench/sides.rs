@@ -13,11 +13,14 @@ use nix::unistd::Pid;
 /// What stock 2.34.8's own client speaks.
 pub(crate) const MINOR: u64 = 38;
 
+/// Something to be done inside a side's room.
+type Job = Box<dyn FnOnce(&Room) + Send>;
+
 /// One daemon, running.
 pub(crate) struct Side {
     pub(crate) socket: PathBuf,
     pub(crate) pid: Pid,
-    end: mpsc::Sender<()>,
+    jobs: mpsc::Sender<Job>,
     thread: JoinHandle<Result<()>>,
 }
 
@@ -25,20 +28,20 @@ impl Side {
     /// Starts a daemon in a room that a thread of its own enters.
     fn start(name: &'static str, subject: Subject) -> Result<Self> {
         let (tell, told) = mpsc::channel();
-        let (end, ended) = mpsc::channel::<()>();
+        let (jobs, given) = mpsc::channel::<Job>();
         let thread = std::thread::spawn(move || -> Result<()> {
             let room = Room::enter(name)?;
             let daemon = subject.start(&room)?;
             // The room's /nix is this directory for all others.
             let socket = room.dir().join(SOCKET.trim_start_matches('/'));
             if tell.send((socket, daemon.pid())).is_ok() {
-                // Told to end, or the one who would tell is gone.
-                let _ = ended.recv();
+                // Until the one who gives them is gone.
+                given.into_iter().for_each(|job| job(&room));
             }
             daemon.stop().map(drop)
         });
         match told.recv() {
-            Ok((socket, pid)) => Ok(Self { socket, pid, end, thread }),
+            Ok((socket, pid)) => Ok(Self { socket, pid, jobs, thread }),
             Err(_) => Err(joined(thread).err().unwrap_or_else(|| Error::Wrong("the daemon did not start".into()))),
         }
     }
@@ -48,8 +51,23 @@ impl Side {
         Connection::open(&self.socket, MINOR)
     }
 
+    /// Does something in the room of the daemon, where clients find it, and waits for it.
+    pub(crate) fn inside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Room) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (tell, told) = mpsc::channel();
+        let job: Job = Box::new(move |room| {
+            // Nobody hears it if the one who waits is gone.
+            let _ = tell.send(work(room));
+        });
+        let gone = || Error::Wrong("the thread of a daemon is gone".into());
+        self.jobs.send(job).map_err(|_| gone())?;
+        told.recv().map_err(|_| gone())?
+    }
+
     fn stop(self) -> Result<()> {
-        drop(self.end);
+        drop(self.jobs);
         joined(self.thread)
     }
 }

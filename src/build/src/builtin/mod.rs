@@ -2,7 +2,7 @@
 //!
 //! They run where every other builder runs: in the sandbox helper's forked child, after it has become the build user and
 //! has given up every right. So what they read is trusted no more than what a builder reads, and everything here is
-//! blocking, on one thread. What they need of the daemon comes along as plain data in a [`Task`]. What they say is the
+//! blocking, without a runtime. What they need of the daemon comes along as plain data in a [`Task`]. What they say is the
 //! build's log; the text of a failure is stock Nix's wherever it has one.
 
 mod attributes;

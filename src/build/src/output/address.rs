@@ -137,6 +137,7 @@ impl Finished<'_> {
                 Some(hash) => *hash,
                 None => Hash::Sha256(*ingested.nar.nar_hash.as_bytes()),
             }),
+            Method::Git => Ok(self.job.store.git_hash(&ingested.node, algorithm)?),
             Method::Flat | Method::Text => {
                 if !matches!(ingested.node, Node::File { executable: false, .. }) {
                     let text = format!(

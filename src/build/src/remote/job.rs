@@ -1,6 +1,6 @@
 //! One build on another machine, from the connection to the registered outputs, on a thread of its own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -330,6 +330,7 @@ fn references_first(mut infos: BTreeMap<StorePath, PathInfo>) -> Vec<PathInfo> {
     while let Some((path, _)) = infos.first_key_value() {
         // Depth first on a stack of our own: chains of references are long.
         let mut stack = vec![path.clone()];
+        let mut under_way = HashSet::from([path.clone()]);
         while let Some(path) = stack.last() {
             let Some(info) = infos.get(path) else {
                 stack.pop();
@@ -338,7 +339,7 @@ fn references_first(mut infos: BTreeMap<StorePath, PathInfo>) -> Vec<PathInfo> {
             let next = info.references.iter().find(|reference| *reference != path && infos.contains_key(*reference));
             match next {
                 // Only damage makes circles; then any order is as good.
-                Some(next) if !stack.contains(next) => stack.push(next.clone()),
+                Some(next) if under_way.insert(next.clone()) => stack.push(next.clone()),
                 _ => {
                     let path = path.clone();
                     sorted.extend(infos.remove(&path));

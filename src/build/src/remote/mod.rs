@@ -8,6 +8,7 @@
 mod job;
 mod log;
 mod pool;
+mod turn;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -19,11 +20,11 @@ use nix_compat::machines::{self, Machine};
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::{BuildMode, BuildResult};
 use remote::Stopper;
-use tokio::sync::OwnedSemaphorePermit;
 
 use self::job::{Ended, Job};
 use self::pool::Found;
 pub(crate) use self::pool::Pool;
+pub(crate) use self::turn::Turn;
 use crate::attributes::Attributes;
 use crate::failure::Failure;
 use crate::options::Options;
@@ -58,8 +59,8 @@ pub(crate) struct Built {
 
 /// Where a build takes place.
 pub(crate) enum Place {
-    /// Here, and it is its turn: the client's, and the machine's.
-    Here(OwnedSemaphorePermit, OwnedSemaphorePermit),
+    /// Here, and it is its turn.
+    Here(Turn),
     /// On another machine, and it is done.
     Elsewhere(Built),
 }
@@ -89,14 +90,7 @@ pub(crate) async fn place(realisation: &Realisation, wish: Wish) -> Result<Place
 
     let here = {
         let (own, all, possible) = (session.jobs.clone(), scheduler.jobs.clone(), wish.here.is_ok());
-        async move {
-            if !possible {
-                return std::future::pending().await;
-            }
-            let closed = |_| Failure::misc("the daemon is stopping");
-            let own = own.acquire_owned().await.map_err(closed)?;
-            Ok((own, all.acquire_owned().await.map_err(closed)?))
-        }
+        async move { if possible { turn::wait(goal, own, all).await } else { std::future::pending().await } }
     };
     tokio::pin!(here);
     let wish = Arc::new(wish);
@@ -116,7 +110,7 @@ pub(crate) async fn place(realisation: &Realisation, wish: Wish) -> Result<Place
                 }
             }
             Found::Busy => tokio::select! {
-                turn = &mut here => return turn.map(|(own, all)| Place::Here(own, all)),
+                turn = &mut here => return turn.map(Place::Here),
                 () = change => {}
                 () = tokio::time::sleep(LOOK_AGAIN) => {}
             },
@@ -127,7 +121,7 @@ pub(crate) async fn place(realisation: &Realisation, wish: Wish) -> Result<Place
                     }
                     return Err(failure.clone());
                 }
-                return here.await.map(|(own, all)| Place::Here(own, all));
+                return here.await.map(Place::Here);
             }
         }
     }

@@ -19,6 +19,8 @@
 //! (parent death signal), and the helper kills it when the daemon closes the socket, which also happens when the
 //! daemon itself is killed. When `Ended` has been read there is no process left that could touch the outputs.
 //!
+//! A build that may use the store while it runs gets to see what it adds: see `window`.
+//!
 //! All `unsafe` code of the crate is in [`sys`].
 
 mod builder;
@@ -29,12 +31,14 @@ mod supervisor;
 mod sys;
 mod tree;
 mod view;
+mod window;
 
 use std::fmt;
 use std::io;
 
 pub use spec::{Bind, Executable, HostView, Identity, Program, Raw, Report, SandboxView, Spec, View};
 pub use supervisor::sandbox_main;
+pub(crate) use window::MAX_SHOWN_AT_ONCE;
 
 /// Name (`argv[0]`) under which the daemon's executable becomes the helper.
 pub const HELPER_NAME: &str = "castored-sandbox";

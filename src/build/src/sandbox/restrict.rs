@@ -32,12 +32,32 @@ fn any_privilege_bit(mode_argument: u8) -> Result<Vec<SeccompRule>, seccompiler:
         .collect()
 }
 
+/// The same for a call that makes a file only with one of these flags.
+fn any_privilege_bit_of_new(flags_argument: u8) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    // O_TMPFILE shares a bit with O_DIRECTORY, which excludes making anything.
+    let tmpfile = (libc::O_TMPFILE & !libc::O_DIRECTORY) as u64;
+    let mut rules = Vec::new();
+    for flag in [libc::O_CREAT as u64, tmpfile] {
+        for bit in PRIVILEGE_BITS {
+            let masked = |argument: u8, bits: u64| {
+                SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(bits), bits)
+            };
+            rules.push(SeccompRule::new(vec![masked(flags_argument, flag)?, masked(flags_argument + 1, bit)?])?);
+        }
+    }
+    Ok(rules)
+}
+
 /// Numbers of the system calls that are filtered, which differ between architectures.
 struct Numbers {
     /// The mode is their second argument.
     mode_second: &'static [i64],
     /// The mode is their third argument.
     mode_third: &'static [i64],
+    /// Flags are their second argument, and the mode their third.
+    open_second: &'static [i64],
+    /// Flags are their third argument, and the mode their fourth.
+    open_third: &'static [i64],
     set_attribute: &'static [i64],
 }
 
@@ -47,6 +67,11 @@ const NATIVE: Numbers = Numbers {
     #[cfg(not(target_arch = "x86_64"))]
     mode_second: &[libc::SYS_fchmod],
     mode_third: &[libc::SYS_fchmodat, FCHMODAT2, libc::SYS_mknodat],
+    #[cfg(target_arch = "x86_64")]
+    open_second: &[libc::SYS_open],
+    #[cfg(not(target_arch = "x86_64"))]
+    open_second: &[],
+    open_third: &[libc::SYS_openat],
     set_attribute: &[libc::SYS_setxattr, libc::SYS_lsetxattr, libc::SYS_fsetxattr, SETXATTRAT],
 };
 
@@ -55,6 +80,8 @@ const NATIVE: Numbers = Numbers {
 const I386: Numbers = Numbers {
     mode_second: &[15, 14, 8, 94],
     mode_third: &[306, FCHMODAT2, 297],
+    open_second: &[5],
+    open_third: &[295],
     set_attribute: &[226, 227, 228, SETXATTRAT],
 };
 
@@ -70,6 +97,11 @@ fn programs() -> Result<[BpfProgram; 2], Box<dyn std::error::Error>> {
         for (calls, argument) in [(numbers.mode_second, 1), (numbers.mode_third, 2)] {
             for call in calls {
                 modes.insert(*call, any_privilege_bit(argument)?);
+            }
+        }
+        for (calls, flags) in [(numbers.open_second, 1), (numbers.open_third, 2)] {
+            for call in calls {
+                modes.insert(*call, any_privilege_bit_of_new(flags)?);
             }
         }
         let attributes = numbers.set_attribute.iter().map(|call| (*call, Vec::new())).collect();

@@ -86,6 +86,9 @@ pub struct Spec {
     pub filter_system_calls: bool,
     /// Whether programs of the builder may gain privileges, as setuid programs do.
     pub new_privileges: bool,
+    /// Whether the builder gets to see further store paths while it runs. Then the helper's standard output is a socket
+    /// on which it is told of them.
+    pub grows: bool,
     /// What the builder is.
     pub program: Program,
     /// Its working directory, as the builder sees it.

@@ -15,6 +15,7 @@ use nix::unistd::{ForkResult, Pid, getegid, geteuid};
 
 use super::builder::{WANT_MAPS, become_builder};
 use super::spec::{Identity, Report, Spec, View};
+use super::window::Window;
 use super::{SetupError, Step, sys, view};
 
 /// Longest error text taken from the child.
@@ -62,19 +63,20 @@ fn supervise(daemon: &mut UnixStream) -> Result<Report, SetupError> {
         Identity::Caller => enter_user_namespace(&spec)?,
         Identity::BuildUser { .. } => {}
     }
+    let window = Window::open(&spec)?;
     // Takes effect for the child: it becomes the first process of the new namespace.
     unshare(CloneFlags::CLONE_NEWPID).step(|| "making a pid namespace")?;
     let (mut ours, mut theirs) = UnixStream::pair().step(|| "making a socket pair")?;
     match sys::fork_single_threaded().step(|| "starting the builder's process")? {
         ForkResult::Child => {
-            drop(ours);
+            drop((ours, window));
             let Err(error) = become_builder(&spec, &mut theirs);
             let _ = theirs.write_all(error.to_string().as_bytes());
             std::process::exit(1);
         }
         ForkResult::Parent { child } => {
             drop(theirs);
-            watch(&spec, daemon, &mut ours, child)
+            watch(&spec, daemon, &mut ours, child, window)
         }
     }
 }
@@ -107,24 +109,33 @@ fn write_maps(child: Pid, identity: Identity) -> Result<(), SetupError> {
 }
 
 /// Waits until the child and everything it started are gone.
-fn watch(spec: &Spec, daemon: &UnixStream, link: &mut UnixStream, child: Pid) -> Result<Report, SetupError> {
+fn watch(
+    spec: &Spec,
+    daemon: &UnixStream,
+    link: &mut UnixStream,
+    child: Pid,
+    mut window: Option<Window>,
+) -> Result<Report, SetupError> {
     let pidfd = sys::pidfd_open(child).step(|| "watching the builder")?;
     let mut error = Vec::new();
     let mut link_open = true;
     loop {
-        let link_events = if link_open { PollFlags::POLLIN } else { PollFlags::empty() };
-        let mut fds = [
-            PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
-            PollFd::new(daemon.as_fd(), PollFlags::empty()),
-            PollFd::new(link.as_fd(), link_events),
-        ];
-        // A closed link hangs up for ever: leave it out.
-        let watched = if link_open { 3 } else { 2 };
-        match poll(&mut fds[..watched], PollTimeout::NONE) {
+        let mut fds =
+            vec![PollFd::new(pidfd.as_fd(), PollFlags::POLLIN), PollFd::new(daemon.as_fd(), PollFlags::empty())];
+        // What is closed hangs up for ever: leave it out.
+        let mut watch = |fd| {
+            fds.push(PollFd::new(fd, PollFlags::POLLIN));
+            fds.len() - 1
+        };
+        let link_at = link_open.then(|| watch(link.as_fd()));
+        let window_at = window.as_ref().map(|window| watch(window.as_fd()));
+        match poll(&mut fds, PollTimeout::NONE) {
             Err(nix::errno::Errno::EINTR) => continue,
             other => other.step(|| "waiting for the builder")?,
         };
-        let [ended, hung_up, spoke] = fds.map(|fd| fd.revents().is_some_and(|r| !r.is_empty()));
+        let woken = |at: usize| fds[at].revents().is_some_and(|events| !events.is_empty());
+        let (ended, hung_up) = (woken(0), woken(1));
+        let (spoke, wanted) = (link_at.is_some_and(woken), window_at.is_some_and(woken));
         if hung_up {
             // Nobody will read a report.
             let _ = kill(child, Signal::SIGKILL);
@@ -134,6 +145,11 @@ fn watch(spec: &Spec, daemon: &UnixStream, link: &mut UnixStream, child: Pid) ->
         }
         if ended && !(link_open && spoke) {
             break;
+        }
+        if let Some(open) = window.as_mut().filter(|_| wanted && !ended)
+            && !open.serve(pidfd.as_fd())?
+        {
+            window = None;
         }
     }
     let status = waitpid(child, None).step(|| "waiting for the builder")?;

@@ -3,6 +3,7 @@
 //! Runs in the builder's own mount namespace, still with the rights to mount. Directories that the builder may write
 //! to are binds of directories of this one build; everything else is read-only or belongs to somebody else.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -120,7 +121,7 @@ pub(super) fn enter_sandbox(view: &SandboxView, host_network: bool, identity: Id
     sys::set_domain_name(b"(none)").step(|| "setting the domain name")
 }
 
-fn open_directory(path: &Path) -> Result<OwnedFd, SetupError> {
+pub(super) fn open_directory(path: &Path) -> Result<OwnedFd, SetupError> {
     open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
         .step(|| format!("opening {}", path.display()))
 }
@@ -167,20 +168,47 @@ fn show_inputs(lower: &OwnedFd, store: &OwnedFd, inputs: &[String]) -> Result<()
 }
 
 fn show_input(lower: &OwnedFd, store: &OwnedFd, name: &str) -> io::Result<()> {
-    let stat = fstatat(lower, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-    match kind(&stat) {
-        SFlag::S_IFLNK => return Ok(symlinkat(readlinkat(lower, name)?.as_os_str(), store, name)?),
-        SFlag::S_IFDIR => mkdirat(store, name, Mode::from_bits_truncate(0o555))?,
-        _ => {
-            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-            openat(store, name, flags, Mode::from_bits_truncate(0o444))?;
-        }
+    StoreObject::take(lower, name)?.show(store, name)
+}
+
+/// A store object, taken from where it is to be shown elsewhere.
+pub(super) enum StoreObject {
+    /// A symlink, with its target.
+    Link(OsString),
+    /// Anything else, as a mount of its own that is not attached yet.
+    Tree { mount: OwnedFd, is_directory: bool },
+}
+
+impl StoreObject {
+    /// Takes one from the directory `lower`, which is in a mount namespace where this process may mount.
+    pub(super) fn take(lower: &OwnedFd, name: &str) -> io::Result<Self> {
+        let is_directory = match kind(&fstatat(lower, name, AtFlags::AT_SYMLINK_NOFOLLOW)?) {
+            SFlag::S_IFLNK => return Ok(Self::Link(readlinkat(lower, name)?)),
+            kind => kind == SFlag::S_IFDIR,
+        };
+        let mount = sys::clone_mount(lower, &c_path(Path::new(name))?, false)?;
+        sys::restrict_mount(mount.as_fd(), MountAttributes::READ_ONLY_INERT, false)?;
+        Ok(Self::Tree { mount, is_directory })
     }
-    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let target = openat(store, name, flags, Mode::empty())?;
-    let mount = sys::clone_mount(lower, &c_path(Path::new(name))?, false)?;
-    sys::restrict_mount(mount.as_fd(), MountAttributes::READ_ONLY_INERT, false)?;
-    sys::attach_mount(mount.as_fd(), target.as_fd())
+
+    /// Shows it in the directory `store`, where there must be nothing of this name.
+    pub(super) fn show(&self, store: &OwnedFd, name: &str) -> io::Result<()> {
+        let mount = match self {
+            Self::Link(target) => return Ok(symlinkat(target.as_os_str(), store, name)?),
+            Self::Tree { mount, is_directory: true } => {
+                mkdirat(store, name, Mode::from_bits_truncate(0o555))?;
+                mount
+            }
+            Self::Tree { mount, is_directory: false } => {
+                let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+                openat(store, name, flags, Mode::from_bits_truncate(0o444))?;
+                mount
+            }
+        };
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let target = openat(store, name, flags, Mode::empty())?;
+        sys::attach_mount(mount.as_fd(), target.as_fd())
+    }
 }
 
 /// Puts a writable layer over the store, hides the other build directories, and shows the right processes in `/proc`.

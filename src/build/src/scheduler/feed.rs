@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use super::session::{BuildActivity, Session, activity_id};
 use crate::failure::{Failure, render};
@@ -14,7 +16,10 @@ const MAX_HISTORY: usize = 4 << 20;
 
 /// The watchers of a goal, and what they have been told.
 #[derive(Default)]
-pub(crate) struct Feed(Mutex<State>);
+pub(crate) struct Feed {
+    state: Mutex<State>,
+    joined: Notify,
+}
 
 #[derive(Default)]
 struct State {
@@ -68,7 +73,7 @@ impl History {
 impl Feed {
     /// Adds a watcher, who is told everything from the beginning. False when it watches already.
     pub(crate) fn attach(&self, session: &Arc<Session>, asked: bool) -> bool {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         if let Some(known) = state.watchers.iter_mut().find(|w| Arc::ptr_eq(&w.session, session)) {
             known.asked |= asked;
             return false;
@@ -98,17 +103,23 @@ impl Feed {
         // Those who went away are noticed here, so their number stays in proportion to those who came.
         state.watchers.retain(|watcher| watcher.session.is_open());
         state.watchers.push(Watcher { session: session.clone(), asked });
+        self.joined.notify_waiters();
         true
+    }
+
+    /// Waits for another watcher. To be enabled before the present ones are looked at.
+    pub(crate) fn joined(&self) -> Notified<'_> {
+        self.joined.notified()
     }
 
     /// The sessions that watch, and whether they asked for this goal themselves.
     pub(crate) fn watchers(&self) -> Vec<(Arc<Session>, bool)> {
-        self.0.lock().watchers.iter().map(|watcher| (watcher.session.clone(), watcher.asked)).collect()
+        self.state.lock().watchers.iter().map(|watcher| (watcher.session.clone(), watcher.asked)).collect()
     }
 
     /// A build is needed.
     pub(crate) fn expect_build(&self) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         if !std::mem::replace(&mut state.expected, true) {
             state.watchers.iter().for_each(|watcher| watcher.session.expect_build());
         }
@@ -116,7 +127,7 @@ impl Feed {
 
     /// The builder starts, on `machine` unless that is empty.
     pub(crate) fn started(&self, drv: String, text: String, machine: String) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let activity = BuildActivity { id: activity_id(), drv, text, machine };
         state.watchers.iter().for_each(|watcher| watcher.session.build_started(&activity));
         state.run = Some(Run { activity, history: History::default(), phase: None });
@@ -141,7 +152,7 @@ impl Feed {
 
     /// A line of the builder's log.
     pub(crate) fn line(&self, line: &[u8]) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let State { watchers, run: Some(run), .. } = &mut *state else { return };
         watchers.iter().for_each(|watcher| watcher.session.build_line(run.activity.id, line));
         run.history.push(line);
@@ -149,7 +160,7 @@ impl Feed {
 
     /// The post-build hook starts.
     pub(crate) fn hook_started(&self, drv: String, text: String) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let activity = BuildActivity { id: activity_id(), drv, text, machine: String::new() };
         state.watchers.iter().for_each(|watcher| watcher.session.hook_started(&activity));
         state.hook = Some(Hook { activity, history: History::default() });
@@ -157,7 +168,7 @@ impl Feed {
 
     /// A line of the post-build hook's output.
     pub(crate) fn hook_line(&self, line: &[u8]) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let State { watchers, hook: Some(hook), .. } = &mut *state else { return };
         watchers.iter().for_each(|watcher| watcher.session.hook_line(hook.activity.id, line));
         hook.history.push(line);
@@ -165,14 +176,14 @@ impl Feed {
 
     /// The post-build hook has ended.
     pub(crate) fn hook_ended(&self) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let Some(hook) = state.hook.take() else { return };
         state.watchers.iter().for_each(|watcher| watcher.session.hook_ended(hook.activity.id));
     }
 
     /// The builder says what it is doing.
     pub(crate) fn phase(&self, phase: String) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let State { watchers, run: Some(run), .. } = &mut *state else { return };
         watchers.iter().for_each(|watcher| watcher.session.build_phase(run.activity.id, &phase));
         run.phase = Some(phase);
@@ -180,23 +191,23 @@ impl Feed {
 
     /// The present phase of a running build.
     pub(crate) fn current_phase(&self) -> Option<String> {
-        self.0.lock().run.as_ref()?.phase.clone()
+        self.state.lock().run.as_ref()?.phase.clone()
     }
 
     /// The other machine that a running build is on.
     pub(crate) fn current_machine(&self) -> Option<String> {
-        let state = self.0.lock();
+        let state = self.state.lock();
         state.run.as_ref().map(|run| run.activity.machine.clone()).filter(|machine| !machine.is_empty())
     }
 
     /// A message to every watcher that is no line of the build's log.
     pub(crate) fn note(&self, text: &str) {
-        self.0.lock().watchers.iter().for_each(|watcher| watcher.session.log(text.to_owned()));
+        self.state.lock().watchers.iter().for_each(|watcher| watcher.session.log(text.to_owned()));
     }
 
     /// The goal is done. Whoever did not ask for it learns of a failure in its log.
     pub(crate) fn ended(&self, failure: Option<&Failure>) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let activity = state.run.take().map(|run| run.activity.id);
         let counted = state.expected;
         for Watcher { session, asked } in state.watchers.drain(..) {

@@ -19,7 +19,7 @@ use crate::builtin::Builtin;
 use crate::failure::Failure;
 use crate::hooks::PostBuild;
 use crate::remote::{self, Place, Wish};
-use crate::run::{Control, Done, Job};
+use crate::run::{Control, Done, Job, Recursion};
 use crate::users::needs_id_range;
 
 /// A goal at work.
@@ -138,8 +138,8 @@ impl Realisation {
             inputs: inputs.clone(),
             here: self.check_buildable(&plan),
         };
-        let (own_turn, turn) = match remote::place(self, wish).await? {
-            Place::Here(own_turn, turn) => (own_turn, turn),
+        let turn = match remote::place(self, wish).await? {
+            Place::Here(turn) => turn,
             Place::Elsewhere(built) => {
                 self.note_outputs(&plan, built.outputs.clone()).await?;
                 let built_outputs = plan.success_with(BuildStatus::Built, &built.outputs).built_outputs;
@@ -165,6 +165,11 @@ impl Realisation {
             inputs,
             mode: self.mode,
             user,
+            recursion: scheduler.recursive.get().map(|store| Recursion {
+                store: store.clone(),
+                settings: self.session.settings.clone(),
+                enclosing: self.session.enclosing().to_vec(),
+            }),
         };
         let running = scheduler.running.enter(&self.goal, now());
         let cancel = CancelOnDrop(Arc::default());
@@ -172,7 +177,7 @@ impl Realisation {
         let started = now();
         let done: Done = blocking(move || {
             // Held until the processes are gone and the directories removed, also when nobody waits any more.
-            let _held = (own_turn, turn, running);
+            let _held = (turn, running);
             job.run(&control, &goal.feed)
         })
         .await?;

@@ -162,6 +162,7 @@ fn spread(session: &Arc<Session>, goal: Arc<Goal>, asked: bool) {
     while let Some((goal, asked)) = todo.pop() {
         // Locked over both, so that a need added meanwhile is seen either here or by `add_need`.
         let links = goal.links.lock();
+        session.will_watch(&goal.key.drv);
         if goal.feed.attach(session, asked) {
             links.roots.iter().for_each(|path| session.temp_roots.add(path));
             todo.extend(links.needs.iter().map(|need| (need.goal.clone(), asked && need.instead)));

@@ -39,11 +39,8 @@ enum InputFailure {
     Other(Failure),
 }
 
-/// The paths of some outputs.
-type Paths = Vec<((StorePath, OutputName), StorePath)>;
-
 /// What making one input gives.
-type Made = Result<Paths, InputFailure>;
+type Made = Result<InputPaths, InputFailure>;
 
 impl Inputs {
     /// Looks what of the inputs of a derivation, at `itself`, is there. Blocks.
@@ -83,15 +80,20 @@ impl Inputs {
 }
 
 /// The wanted outputs of a derivation, if they are all valid. Outputs of outputs are not looked at.
-fn known_outputs(store: &Store, drv: &StorePath, wanted: &InputOutputs, plan: &Plan) -> Result<Option<Paths>, Failure> {
-    let mut known = Vec::new();
+fn known_outputs(
+    store: &Store,
+    drv: &StorePath,
+    wanted: &InputOutputs,
+    plan: &Plan,
+) -> Result<Option<InputPaths>, Failure> {
+    let mut known = InputPaths::new();
     for name in wanted.outputs.iter().chain(wanted.dynamic.keys()) {
         let Some(output) = plan.outputs.get(name) else {
             let drv = store.store_dir().display(drv);
             return Err(Failure::misc(format!("derivation '{drv}' does not have the wanted output '{name}'")));
         };
         match &output.path {
-            Some(path) if output.valid => known.push(((drv.clone(), name.clone()), path.clone())),
+            Some(path) if output.valid => drop(known.insert((drv.clone(), name.clone()), path.clone())),
             _ => return Ok(None),
         }
     }
@@ -159,12 +161,12 @@ impl Realisation {
                 let text = format!("derivation '{drv}' does not have the wanted output '{name}'");
                 built.ok_or_else(|| InputFailure::Other(Failure::misc(text)))
             };
-            let mut made = Vec::new();
+            let mut made = InputPaths::new();
             for name in wanted.outputs.iter().chain(wanted.dynamic.keys()) {
                 let path = path(name)?;
                 // From here on nobody else need keep it.
                 self.goal.add_roots([path.clone()]);
-                made.push(((drv.clone(), name.clone()), path));
+                made.insert((drv.clone(), name.clone()), path);
             }
             for (name, wanted) in wanted.dynamic {
                 made.extend(self.realise_dynamic(path(&name)?, wanted).await?);

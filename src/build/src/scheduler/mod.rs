@@ -19,7 +19,7 @@ mod substitution;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -40,6 +40,7 @@ use self::status::Running;
 use crate::failure::Failure;
 use crate::hooks::MAX_POST_BUILD_HOOKS;
 use crate::options::Options;
+use crate::recursive::{Gate, RecursiveStore};
 use crate::remote::Pool;
 use crate::run::default_build_dir;
 use crate::users::Users;
@@ -88,6 +89,8 @@ pub struct Client {
     pub uid: Option<u32>,
     /// Ends its request early. Dropping the request's future does the same without an answer.
     pub cancel: CancellationToken,
+    /// For a client that is part of a running build: what that may see.
+    pub gate: Option<Arc<Gate>>,
 }
 
 /// Builds derivations for any number of clients.
@@ -102,6 +105,8 @@ pub struct Scheduler {
     pub(crate) running: Arc<Running>,
     /// Other machines' places, shared by all clients.
     pub(crate) pool: Arc<Pool>,
+    /// Who serves the store to builds that ask for it.
+    recursive: OnceLock<Arc<dyn RecursiveStore>>,
 }
 
 /// Ends a session however its request ends.
@@ -128,7 +133,13 @@ impl Scheduler {
             users: Arc::default(),
             running: Arc::default(),
             pool: Arc::default(),
+            recursive: OnceLock::new(),
         })
+    }
+
+    /// Has builds that ask for it use the store through `server`. Only the first one counts.
+    pub fn serve_builds(&self, server: Arc<dyn RecursiveStore>) {
+        let _ = self.recursive.set(server);
     }
 
     /// Has paths made, and says how each of them went, in the order of the request.
@@ -143,7 +154,7 @@ impl Scheduler {
         client: Client,
     ) -> Vec<(DerivedPath, BuildResult)> {
         let options = Arc::new(Options { client_uid: client.uid, ..Options::new(&settings) });
-        let session = OpenSession(Session::open(client.events, client.temp_roots, options, settings));
+        let session = OpenSession(Session::open(client.events, client.temp_roots, options, settings, client.gate));
         let mut results: Vec<Option<BuildResult>> = Vec::new();
         results.resize(paths.len(), None);
         {
@@ -158,6 +169,12 @@ impl Scheduler {
             loop {
                 tokio::select! {
                     () = client.cancel.cancelled() => break,
+                    () = session.0.entangled() => {
+                        for (path, result) in paths.iter().zip(&mut results) {
+                            result.get_or_insert_with(|| failed(session.0.entangled_failure(&self.store.store_dir().display(path.base()))));
+                        }
+                        break;
+                    }
                     next = pending.next() => {
                         let Some((i, result)) = next else { break };
                         let failed = !result.status.is_success();
@@ -182,8 +199,8 @@ impl Scheduler {
         client: Client,
     ) -> BuildResult {
         let options = Arc::new(Options { client_uid: client.uid, ..Options::new(&settings) });
-        let session = OpenSession(Session::open(client.events, client.temp_roots, options, settings));
-        let key = GoalKey::inline(self.store.store_dir(), drv_path, &drv, mode);
+        let session = OpenSession(Session::open(client.events, client.temp_roots, options, settings, client.gate));
+        let key = GoalKey::inline(self.store.store_dir(), drv_path.clone(), &drv, mode);
         let realise = async {
             if mode == BuildMode::Normal
                 && let Some(result) = self.obtain(&session.0, &key.drv, Some(&drv), &OutputsSpec::All).await?
@@ -196,6 +213,7 @@ impl Scheduler {
         tokio::select! {
             result = realise => result.unwrap_or_else(failed),
             () = client.cancel.cancelled() => failed(Failure::cancelled()),
+            () = session.0.entangled() => failed(session.0.entangled_failure(&self.store.store_dir().display(&drv_path))),
         }
     }
 

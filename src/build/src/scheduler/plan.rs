@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use nix_compat::content_address::Method;
 use nix_compat::derivation::{BasicDerivation, Derivation, HashModulo, Output, OutputName};
 use nix_compat::realisation::DrvOutput;
 use nix_compat::store_path::{StorePath, fixed_output_path};
@@ -113,7 +114,13 @@ impl Plan {
     pub(crate) fn check_features(&self, options: &Options) -> Result<(), Failure> {
         let outputs = || self.derivation.basic.outputs.values();
         let floating = outputs().any(|output| matches!(output, Output::Floating { .. } | Output::Deferred));
+        let git = outputs().any(|output| match output {
+            Output::Fixed { ca, .. } => ca.method == Method::Git,
+            Output::Floating { method, .. } | Output::Impure { method, .. } => *method == Method::Git,
+            Output::InputAddressed(_) | Output::Deferred => false,
+        });
         for (needed, feature) in [
+            (git, "git-hashing"),
             (floating, "ca-derivations"),
             (self.derivation.basic.is_impure(), "impure-derivations"),
             (self.derivation.is_dynamic(), "dynamic-derivations"),

@@ -6,14 +6,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix_compat::conf::Settings;
 use nix_compat::machines::{self, Machine};
+use nix_compat::store_path::StorePath;
 use nix_compat::worker::stderr::{ActivityKind, Field, Message, ResultKind, Verbosity};
 use parking_lot::Mutex;
 use store::TempRoots;
 use substitute::Copying;
 use tokio::sync::{OnceCell, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use super::substitution::ToSession;
+use crate::failure::Failure;
 use crate::options::Options;
+use crate::recursive::Gate;
 
 /// Where a client's messages go. Each implementation is a connection's own bounded queue.
 pub trait Events: Send + Sync {
@@ -41,6 +45,12 @@ pub(crate) struct Session {
     pub(crate) jobs: Arc<Semaphore>,
     /// The machines its settings name, once somebody wanted to know.
     pub(crate) machines: OnceCell<Result<Arc<[Machine]>, machines::Error>>,
+    /// The settings the options were taken from.
+    pub(crate) settings: Arc<Settings>,
+    /// What the running build may see that the client is part of.
+    pub(crate) gate: Option<Arc<Gate>>,
+    /// The client waits for a goal that waits for the client.
+    entangled: CancellationToken,
     state: Mutex<State>,
 }
 
@@ -89,6 +99,7 @@ impl Session {
         temp_roots: Arc<TempRoots>,
         options: Arc<Options>,
         settings: Arc<Settings>,
+        gate: Option<Arc<Gate>>,
     ) -> Arc<Self> {
         let state = State {
             open: true,
@@ -126,10 +137,42 @@ impl Session {
         let jobs = Arc::new(Semaphore::new(options.max_jobs.clamp(1, Semaphore::MAX_PERMITS)));
         Arc::new_cyclic(|session| {
             let watch = Arc::new(ToSession(session.clone()));
-            let substitution = substitute::Client::new(settings, temp_roots.clone(), watch);
-            let (machines, state) = (OnceCell::new(), Mutex::new(state));
-            Self { events, temp_roots, options, substitution, jobs, machines, state }
+            Self {
+                events,
+                substitution: substitute::Client::new(settings.clone(), temp_roots.clone(), watch),
+                temp_roots,
+                options,
+                jobs,
+                machines: OnceCell::new(),
+                settings,
+                gate,
+                entangled: CancellationToken::new(),
+                state: Mutex::new(state),
+            }
         })
+    }
+
+    /// Notes that the client will watch the goal of a derivation. If that is being built around the client, it would
+    /// wait for itself.
+    pub(crate) fn will_watch(&self, drv: &StorePath) {
+        if self.enclosing().contains(drv) {
+            self.entangled.cancel();
+        }
+    }
+
+    /// Waits for the client to wait for itself.
+    pub(crate) async fn entangled(&self) {
+        self.entangled.cancelled().await;
+    }
+
+    /// What such a client is told.
+    pub(crate) fn entangled_failure(&self, wanted: &str) -> Failure {
+        Failure::misc(format!("cannot build '{wanted}' within a build that it needs itself"))
+    }
+
+    /// The derivations that are being built around the client.
+    pub(crate) fn enclosing(&self) -> &[StorePath] {
+        self.gate.as_ref().map_or(&[], |gate| gate.enclosing())
     }
 
     /// Ends everything that is still open. Nothing is sent afterwards.

@@ -96,7 +96,7 @@ impl Scheduler {
     /// Makes paths valid as far as sources have them. Failures are only told.
     pub async fn substitute_paths(&self, paths: Vec<StorePath>, settings: Arc<Settings>, client: Client) {
         let options = Arc::new(Options::new(&settings));
-        let session = OpenSession(Session::open(client.events, client.temp_roots, options, settings));
+        let session = OpenSession(Session::open(client.events, client.temp_roots, options, settings, client.gate));
         join_all(paths.into_iter().map(|path| self.substitute(&session.0, path.into()))).await;
     }
 

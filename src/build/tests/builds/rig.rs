@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use build::{BuildConfig, Client, Events, Scheduler};
 use nix_compat::conf::Settings;
 use nix_compat::content_address::Method;
-use nix_compat::derivation::{BasicDerivation, Derivation, Output, OutputName};
+use nix_compat::derivation::{
+    BasicDerivation, Derivation, Output, OutputName, output_placeholder, upstream_placeholder,
+};
 use nix_compat::hash::Algorithm;
 use nix_compat::store_path::{StoreDir, StorePath};
 use nix_compat::worker::stderr::{ActivityKind, Field, Message, ResultKind};
@@ -172,8 +174,12 @@ impl Rig {
         let dir = self.store.store_dir();
         let mut env: BTreeMap<Vec<u8>, Vec<u8>> =
             draft.env.iter().map(|(k, v)| (k.clone().into_bytes(), v.clone().into_bytes())).collect();
-        for name in draft.outputs.keys() {
-            env.insert(name.as_str().into(), Vec::new());
+        for (name, output) in &draft.outputs {
+            let value = match output {
+                Output::Floating { .. } | Output::Impure { .. } => output_placeholder(name),
+                _ => String::new(),
+            };
+            env.insert(name.as_str().into(), value.into_bytes());
         }
         let mut derivation = Derivation {
             basic: BasicDerivation {
@@ -211,7 +217,7 @@ impl Rig {
     pub(crate) fn client(&self) -> (Arc<Log>, Client) {
         let log = Arc::new(Log::default());
         let temp_roots = Arc::new(self.store.new_temp_roots());
-        (log.clone(), Client { events: log, temp_roots, uid: None, cancel: CancellationToken::new() })
+        (log.clone(), Client { events: log, temp_roots, uid: None, cancel: CancellationToken::new(), gate: None })
     }
 
     pub(crate) async fn build(&self, drvs: &[&StorePath], extra: &[(&str, &str)]) -> (Vec<BuildResult>, Arc<Log>) {
@@ -284,6 +290,20 @@ impl Draft {
         let path = rig.store.store_dir().display(&rig.output(drv, "out"));
         self.inputs.entry(drv.clone()).or_default().insert(OutputName::default());
         self.env(variable, &path)
+    }
+
+    /// Needs an output whose path is not known yet.
+    pub(crate) fn needs_unknown(mut self, variable: &str, drv: &StorePath) -> Draft {
+        let out = OutputName::default();
+        let placeholder = upstream_placeholder(drv, &out);
+        self.inputs.entry(drv.clone()).or_default().insert(out);
+        self.env(variable, &placeholder)
+    }
+
+    /// Makes every output one of this kind.
+    pub(crate) fn outputs(mut self, kind: &Output) -> Draft {
+        self.outputs.values_mut().for_each(|output| *output = kind.clone());
+        self
     }
 
     pub(crate) fn env(mut self, name: &str, value: &str) -> Draft {

@@ -28,6 +28,12 @@ pub(super) async fn content(
         Request::AddToStoreOld { name, method } => (options(name, &method, BTreeSet::new()), true),
         _ => return Err(OpError::internal("not a request to add contents")),
     };
+    let options = options.and_then(|options| {
+        if options.method == Method::Git {
+            session.settings.require_feature("git-hashing").map_err(|e| OpError::new(e.to_string()))?;
+        }
+        Ok(options)
+    });
     let options = match options {
         Ok(options) => options,
         Err(error) => {
@@ -38,7 +44,7 @@ pub(super) async fn content(
     let store = session.store().clone();
     let temp_roots = session.temp_roots.clone();
     let info = payload::receive(session, input, payload, move |reader| {
-        let (ingested, hash) = if old && options.method != Method::Nar {
+        let (ingested, hash) = if old && matches!(options.method, Method::Flat | Method::Text) {
             ingest_flat_from_nar(&store, &options, reader)?
         } else {
             store.ingest(&options, reader)?
@@ -129,6 +135,8 @@ pub(super) async fn nar(
         admit(session, &mut info, request.dont_check_sigs).and_then(|()| Ok(session.store().is_valid(&info.path)?));
     match admitted {
         Ok(false) => {}
+        // Who may not know that it is valid has to prove that it has the contents.
+        Ok(true) if !session.may_see(&info.path) => {}
         Ok(true) => {
             payload::discard(session, input, payload).await?;
             return Ok(Response::Nothing);

@@ -27,20 +27,35 @@ pub(super) fn client(session: &Session) -> ::build::Client {
     ::build::Client {
         events: session.events.clone(),
         temp_roots: session.temp_roots.clone(),
-        uid: Some(session.peer.uid),
+        uid: session.gate.as_ref().map_or(Some(session.peer.uid), |gate| gate.client_uid()),
         cancel,
+        gate: session.gate.clone(),
     }
 }
 
-async fn realise(session: &Session, paths: Vec<DerivedPath>, mode: BuildMode) -> Vec<(DerivedPath, BuildResult)> {
+/// Lets a build that is the client see what it has had built.
+async fn admit<'a>(session: &Session, results: impl Iterator<Item = &'a BuildResult>) -> Result<(), OpError> {
+    let Some(gate) = session.gate.clone() else { return Ok(()) };
+    let built = results.filter(|result| result.status.is_success()).flat_map(|result| result.built_outputs.values());
+    let paths = built.map(|output| output.path.clone()).collect();
+    session.blocking(move |_| Ok(gate.admit_built(&paths)?)).await
+}
+
+async fn realise(
+    session: &Session,
+    paths: Vec<DerivedPath>,
+    mode: BuildMode,
+) -> Result<Vec<(DerivedPath, BuildResult)>, OpError> {
     let scheduler = &session.daemon.scheduler;
-    scheduler.realise(paths, mode, session.settings.clone(), client(session)).await
+    let results = scheduler.realise(paths, mode, session.settings.clone(), client(session)).await;
+    admit(session, results.iter().map(|(_, result)| result)).await?;
+    Ok(results)
 }
 
 /// BuildPaths: the first failure is the answer.
 pub(super) async fn paths(session: &Session, paths: Vec<DerivedPath>, mode: BuildMode) -> Result<Response, OpError> {
     check_mode(session, mode)?;
-    let results = realise(session, paths, mode).await;
+    let results = realise(session, paths, mode).await?;
     all_succeeded(session, &results)
 }
 
@@ -65,13 +80,13 @@ pub(super) async fn paths_with_results(
     mode: BuildMode,
 ) -> Result<Response, OpError> {
     check_mode(session, mode)?;
-    Ok(Response::KeyedBuildResults(realise(session, paths, mode).await))
+    Ok(Response::KeyedBuildResults(realise(session, paths, mode).await?))
 }
 
 /// EnsurePath.
 pub(super) async fn ensure(session: &Session, path: StorePath) -> Result<Response, OpError> {
     session.temp_roots.add(&path);
-    let results = realise(session, vec![DerivedPath::Opaque(path)], BuildMode::Normal).await;
+    let results = realise(session, vec![DerivedPath::Opaque(path)], BuildMode::Normal).await?;
     all_succeeded(session, &results)
 }
 
@@ -86,6 +101,7 @@ pub(super) async fn derivation(
     let scheduler = &session.daemon.scheduler;
     let result =
         scheduler.build_derivation(drv_path, derivation, mode, session.settings.clone(), client(session)).await;
+    admit(session, std::iter::once(&result)).await?;
     Ok(Response::BuildResult(result))
 }
 

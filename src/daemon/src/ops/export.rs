@@ -107,6 +107,7 @@ pub(super) async fn import(session: &Session, input: &mut Input, payload: Payloa
     let store = session.store().clone();
     let temp_roots = session.temp_roots.clone();
     let keys = session.keys.clone();
+    let gate = session.gate.clone();
     let check = session.settings.require_sigs && !session.is_trusted();
     payload::receive(session, input, payload, move |reader| {
         let mut imported = Vec::new();
@@ -128,7 +129,11 @@ pub(super) async fn import(session: &Session, input: &mut Input, payload: Payloa
             let policy = if check { SignaturePolicy::Require(&keys) } else { SignaturePolicy::DontCheck };
             store.check_signatures(&info, policy)?;
             temp_roots.add(&info.path);
+            let nar_hash = info.nar_hash;
             store.register(vec![NewPath { info, node: ingested.node, pin: Some(ingested.pin) }])?;
+            if let Some(gate) = &gate {
+                gate.admit_sent(&trailer.path, Some(&nar_hash))?;
+            }
             imported.push(trailer.path);
         }
         Ok(Response::PathList(imported))

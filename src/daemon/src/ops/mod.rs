@@ -1,4 +1,4 @@
-//! The operations of the worker protocol. [`perform`] is the list of them; each group has a file.
+//! The operations of the worker protocol. [`unrestricted`] is the list of them; each group has a file.
 
 mod add;
 mod build;
@@ -7,6 +7,7 @@ mod maintain;
 mod multiple;
 mod query;
 mod realisation;
+mod restricted;
 mod substitutes;
 
 use nix_compat::store_path::StorePath;
@@ -39,6 +40,13 @@ impl From<Response> for Reply {
 /// # Errors
 /// What the client is to be told instead of a response.
 pub(crate) async fn perform(session: &mut Session, input: &mut Input, request: Request) -> Result<Reply, OpError> {
+    match session.gate.clone() {
+        Some(gate) => restricted::perform(session, &gate, input, request).await,
+        None => unrestricted(session, input, request).await,
+    }
+}
+
+async fn unrestricted(session: &mut Session, input: &mut Input, request: Request) -> Result<Reply, OpError> {
     let payload = request.payload(&session.protocol);
     let response = match request {
         Request::SetOptions(sent) => {

@@ -1,7 +1,9 @@
 //! AddMultipleToStore: a closure in one stream.
 
 use std::io::{self, BufRead, BufReader, Read};
+use std::sync::Arc;
 
+use build::Gate;
 use nix_compat::path_info::PathInfo;
 use nix_compat::wire::{ReadError, Reader};
 use nix_compat::worker::{Payload, Protocol, Response, read_path_info};
@@ -30,6 +32,7 @@ pub(super) async fn add(
         protocol: session.protocol.clone(),
         keys: session.keys.clone(),
         check: session.settings.require_sigs && !(dont_check_sigs && session.is_trusted()),
+        gate: session.gate.clone(),
         batch: Vec::new(),
     };
     payload::receive(session, input, payload, move |reader| importer.run(reader)).await?;
@@ -37,11 +40,13 @@ pub(super) async fn add(
 }
 
 struct Importer {
-    store: std::sync::Arc<Store>,
-    temp_roots: std::sync::Arc<store::TempRoots>,
+    store: Arc<Store>,
+    temp_roots: Arc<store::TempRoots>,
     protocol: Protocol,
-    keys: std::sync::Arc<[nix_compat::signature::PublicKey]>,
+    keys: Arc<[nix_compat::signature::PublicKey]>,
     check: bool,
+    /// What the running build may see that the client is part of. It gets to see what it sends.
+    gate: Option<Arc<Gate>>,
     batch: Vec<NewPath>,
 }
 
@@ -75,7 +80,8 @@ impl Importer {
         self.temp_roots.add(&info.path);
         let mut nar = stream.take(info.nar_size);
         let waiting = self.batch.iter().any(|new| new.info.path == info.path);
-        if waiting || self.store.is_valid(&info.path)? {
+        let may_know = self.gate.as_ref().is_none_or(|gate| gate.allows(&info.path));
+        if waiting || (may_know && self.store.is_valid(&info.path)?) {
             let expected = info.nar_size;
             let skipped = io::copy(&mut nar, &mut io::sink()).map_err(broken)?;
             return if skipped == expected { Ok(()) } else { Err(broken(io::ErrorKind::UnexpectedEof.into())) };
@@ -95,7 +101,16 @@ impl Importer {
     }
 
     fn register(&mut self) -> Result<(), OpError> {
-        Ok(self.store.register(std::mem::take(&mut self.batch))?)
+        let batch = std::mem::take(&mut self.batch);
+        let sent: Vec<_> = match &self.gate {
+            Some(_) => batch.iter().map(|new| (new.info.path.clone(), new.info.nar_hash)).collect(),
+            None => Vec::new(),
+        };
+        self.store.register(batch)?;
+        if let Some(gate) = &self.gate {
+            sent.iter().try_for_each(|(path, nar_hash)| gate.admit_sent(path, Some(nar_hash)))?;
+        }
+        Ok(())
     }
 }
 

@@ -39,7 +39,10 @@ pub fn source_path(
 pub fn fixed_output_path(dir: &StoreDir, name: &str, method: Method, hash: &Hash) -> Result<StorePath, Error> {
     match (method, hash) {
         (Method::Nar, Hash::Sha256(digest)) => source_path(dir, name, digest, &BTreeSet::new(), false),
-        (Method::Nar | Method::Flat, _) => {
+        (Method::Git, hash) if hash.algorithm() != Algorithm::Sha1 => {
+            Err(Error::GitAlgorithm { name: name.to_owned(), algorithm: hash.algorithm() })
+        }
+        (Method::Nar | Method::Flat | Method::Git, _) => {
             // The last colon belongs to a field that has been empty ever since.
             let inner = format!("fixed:out:{}{}:{}:", method.prefix(), hash.algorithm(), hash.to_base16());
             from_fingerprint(dir, "output:out", &sha256(inner.as_bytes()), name)
@@ -87,7 +90,7 @@ pub fn content_address_path(
             from_fingerprint(dir, &type_with_references(dir, "text", references, false), digest, name)
         }
         (Method::Nar, Hash::Sha256(digest)) => source_path(dir, name, digest, references, self_reference),
-        (Method::Nar | Method::Flat, _) if self_reference || !references.is_empty() => {
+        (Method::Nar | Method::Flat | Method::Git, _) if self_reference || !references.is_empty() => {
             Err(Error::References(name.to_owned()))
         }
         (method, hash) => fixed_output_path(dir, name, method, hash),

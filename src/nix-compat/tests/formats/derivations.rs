@@ -245,7 +245,6 @@ fn what_is_refused() {
         r#"("out","/nix/store/m6wswa7yn6x5gi6gdq7x1fqlwmlhfja9-x","sha256","impure")"#,
         r#"("out","/nix/store//m6wswa7yn6x5gi6gdq7x1fqlwmlhfja9-x","","")"#,
         r#"("out","/m6wswa7yn6x5gi6gdq7x1fqlwmlhfja9-x","","")"#,
-        r#"("out","","git:sha1","")"#,
         r#"("out","","r:md4","")"#,
         r#"("a/b","","","")"#,
         r#"("","","","")"#,

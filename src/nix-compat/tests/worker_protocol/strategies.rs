@@ -41,7 +41,7 @@ fn algorithm() -> impl Strategy<Value = Algorithm> {
 }
 
 fn method() -> impl Strategy<Value = Method> {
-    select(vec![Method::Text, Method::Flat, Method::Nar])
+    select(vec![Method::Text, Method::Flat, Method::Nar, Method::Git])
 }
 
 fn content_address() -> impl Strategy<Value = ContentAddress> {
