@@ -94,6 +94,15 @@ impl<'a> Attributes<'a> {
         }
     }
 
+    /// The same, where what is not set is `default`.
+    pub(crate) fn flag_or(&self, name: &str, default: bool) -> bool {
+        let is_set = match &self.structured {
+            Some(json) => json.get(name).is_some_and(Value::is_boolean),
+            None => self.drv.env(name).is_some(),
+        };
+        if is_set { self.flag(name) } else { default }
+    }
+
     /// A list of words.
     pub(crate) fn words(&self, name: &str) -> Option<Vec<String>> {
         match &self.structured {

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use nix_compat::conf::{FeatureDisabled, Sandbox, SandboxPath, Settings};
 
-use crate::builtin::download::DownloadOptions;
 use crate::failure::Failure;
 use crate::hooks::Hooks;
 use crate::recursive::FEATURE;
 use crate::users::UserSource;
+use fetch::DownloadOptions;
 
 /// Where a shell for the sandbox may be found: it must need no library.
 const SANDBOX_SHELLS: [&str; 2] = ["/usr/bin/busybox", "/bin/busybox"];
@@ -54,6 +54,10 @@ pub(crate) struct Options {
     /// Other machines, as `builders` names them.
     pub(crate) builders: String,
     pub(crate) builders_use_substitutes: bool,
+    /// Whether to build what could not be substituted.
+    pub(crate) fallback: bool,
+    /// Whether to substitute also what derivations do not want to be.
+    pub(crate) always_allow_substitutes: bool,
 }
 
 impl Options {
@@ -94,6 +98,8 @@ impl Options {
             secret_key_files: settings.secret_key_files.clone(),
             builders: settings.builders.clone(),
             builders_use_substitutes: settings.builders_use_substitutes,
+            fallback: settings.fallback,
+            always_allow_substitutes: settings.always_allow_substitutes,
             users: UserSource {
                 group: settings.build_users_group.clone().filter(|_| !auto_allocate),
                 auto: auto_allocate,
@@ -110,6 +116,11 @@ impl Options {
             hooks: Hooks::new(settings),
             client_uid: None,
         }
+    }
+
+    /// Whether an experimental feature is enabled.
+    pub(crate) fn has_feature(&self, name: &str) -> bool {
+        self.experimental.contains(name)
     }
 
     /// Refuses what needs an experimental feature that is not enabled.

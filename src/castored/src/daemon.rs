@@ -13,7 +13,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix_compat::conf::Settings;
 use store::{Config, Store};
-use substitute::NoSubstituter;
+use substitute::Substituters;
 use tokio::net::unix::UCred;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -112,7 +112,7 @@ async fn serve(
     termination: Termination,
 ) -> Result<(), Failure> {
     let config = build_config(&locations, &settings, store_mount)?;
-    let scheduler = Scheduler::new(store.clone(), config, Box::new(NoSubstituter));
+    let scheduler = Scheduler::new(store.clone(), config, Box::new(Substituters::new(store.clone())));
     let listeners = listen_for_grpc(grpc, grpc_socket(&locations.state_dir), &settings)?;
     let grpc_address = listeners.tcp_address();
     let services = rpc_services(&store, &settings)?;

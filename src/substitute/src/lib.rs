@@ -1,28 +1,149 @@
 //! Other stores as sources of paths.
 //!
-//! So far this is the door alone: what a builder asks of whoever can make a path valid without building it. The
-//! sources themselves (binary caches over HTTP and in directories, other castores) will stand behind it.
+//! A [`Substituter`] is what the scheduler asks before it builds. [`Substituters`] is the real one: it asks the binary
+//! caches that a client's settings name, all of them for each path at once (`offers`), walks closures, downloads
+//! what is missing in parallel and registers it, references first.
+//!
+//! Sources (`source`) are shared by all clients whose settings make them the same; what a client may use and
+//! whom it trusts is its own, in its [`Client`].
+
+mod binary_cache;
+mod closure;
+mod compression;
+mod error;
+mod health;
+mod location;
+mod offers;
+mod pipe;
+mod realise;
+mod source;
+mod substituters;
+mod transfer;
+mod watch;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
+use nix_compat::conf::Settings;
+use nix_compat::content_address::ContentAddress;
+use nix_compat::realisation::{DrvOutput, Realisation};
+use nix_compat::signature::PublicKey;
 use nix_compat::store_path::StorePath;
+use nix_compat::worker::SubstitutableInfo;
+use store::TempRoots;
+
+pub use error::Error;
+pub use substituters::Substituters;
+pub use watch::{Copying, NoWatch, Watch};
+
+use offers::ClientSources;
 
 /// The answer of a [`Substituter`], when it comes.
-pub type Substitution<'a> = Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A path that somebody wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The path.
+    pub path: StorePath,
+    /// What its contents must be, where that is known beforehand. Stores with other store directories may have them too.
+    pub ca: Option<ContentAddress>,
+}
+
+impl From<StorePath> for Wanted {
+    fn from(path: StorePath) -> Self {
+        Self { path, ca: None }
+    }
+}
+
+/// How it went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The path was there before.
+    AlreadyValid,
+    /// It is valid now.
+    Substituted,
+    /// No source has it, or not all that it refers to.
+    Unavailable,
+    /// A source has it, but it could not be fetched. The client has been told why.
+    Failed,
+}
+
+impl Outcome {
+    /// Whether the path is valid.
+    pub fn is_valid(&self) -> bool {
+        matches!(self, Self::AlreadyValid | Self::Substituted)
+    }
+}
+
+/// Who asks: which sources it may use, and what it is to be told.
+pub struct Client {
+    settings: Arc<Settings>,
+    keys: Vec<PublicKey>,
+    roots: Arc<TempRoots>,
+    watch: Arc<dyn Watch>,
+    sources: ClientSources,
+}
+
+impl Client {
+    /// What is made valid is added to `roots` before.
+    pub fn new(settings: Arc<Settings>, roots: Arc<TempRoots>, watch: Arc<dyn Watch>) -> Self {
+        // The daemon has warned of keys that are none; without them nothing is trusted.
+        let keys = settings.public_keys().unwrap_or_default();
+        Self { settings, keys, roots, watch, sources: ClientSources::default() }
+    }
+
+    /// Whether anything is to be substituted.
+    pub fn substitutes(&self) -> bool {
+        self.settings.substitute
+    }
+}
 
 /// Other places a path can come from than being built.
 pub trait Substituter: Send + Sync {
-    /// Makes the path valid if it can, and says whether it did.
-    fn substitute<'a>(&'a self, path: &'a StorePath) -> Substitution<'a>;
+    /// Makes the path valid if it can, and all that it refers to.
+    fn substitute<'a>(&'a self, client: &'a Client, wanted: Wanted) -> Answer<'a, Outcome>;
+
+    /// Finds out what an output turned out to be elsewhere, makes that valid and registers both.
+    fn realise<'a>(&'a self, client: &'a Client, id: DrvOutput) -> Answer<'a, Outcome>;
+
+    /// What would be fetched, if a source has it.
+    fn info<'a>(&'a self, client: &'a Client, wanted: Wanted) -> Answer<'a, Option<SubstitutableInfo>>;
+
+    /// The same for sources that want to be asked for many paths.
+    fn mass_info<'a>(&'a self, client: &'a Client, wanted: Wanted) -> Answer<'a, Option<SubstitutableInfo>>;
+
+    /// What an output turned out to be elsewhere.
+    fn realisation<'a>(&'a self, client: &'a Client, id: DrvOutput) -> Answer<'a, Option<Realisation>>;
 }
 
 /// The substituter of a daemon that has no sources.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoSubstituter;
 
+fn ready<'a, T: Send + 'a>(value: T) -> Answer<'a, T> {
+    Box::pin(std::future::ready(value))
+}
+
 impl Substituter for NoSubstituter {
-    fn substitute<'a>(&'a self, _: &'a StorePath) -> Substitution<'a> {
-        Box::pin(std::future::ready(false))
+    fn substitute<'a>(&'a self, _: &'a Client, _: Wanted) -> Answer<'a, Outcome> {
+        ready(Outcome::Unavailable)
+    }
+
+    fn realise<'a>(&'a self, _: &'a Client, _: DrvOutput) -> Answer<'a, Outcome> {
+        ready(Outcome::Unavailable)
+    }
+
+    fn info<'a>(&'a self, _: &'a Client, _: Wanted) -> Answer<'a, Option<SubstitutableInfo>> {
+        ready(None)
+    }
+
+    fn mass_info<'a>(&'a self, _: &'a Client, _: Wanted) -> Answer<'a, Option<SubstitutableInfo>> {
+        ready(None)
+    }
+
+    fn realisation<'a>(&'a self, _: &'a Client, _: DrvOutput) -> Answer<'a, Option<Realisation>> {
+        ready(None)
     }
 }

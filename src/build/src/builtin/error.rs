@@ -1,9 +1,9 @@
 //! Why a builtin builder failed, in stock Nix's words where it has some.
 
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use fetch::DownloadError;
 use nix_compat::nar::NarError;
 
 /// A failure of a builtin builder: what its log ends with.
@@ -59,71 +59,6 @@ pub(super) enum Error {
     TarLink(PathBuf),
     #[error("\"{}\" in the tarball is neither file, directory nor link", .0.display())]
     TarKind(PathBuf),
-}
-
-/// A failed download.
-#[derive(Debug, thiserror::Error)]
-#[error("unable to download '{url}': {cause}")]
-pub(super) struct DownloadError {
-    pub(super) url: String,
-    pub(super) cause: Trouble,
-}
-
-/// What is wrong with a download.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Trouble {
-    #[error("this is no URL: {0}")]
-    Url(url::ParseError),
-    #[error("Protocol \"{0}\" not supported")]
-    Scheme(String),
-    #[error("a file URL must have the path of a file on this machine")]
-    FileUrl,
-    #[error("Could not open file {}: {source}", path.display())]
-    File { path: PathBuf, source: io::Error },
-    #[error("HTTP error {status}{}", Told(body))]
-    Status { status: u16, body: Option<String> },
-    #[error("more than {0} redirections")]
-    TooManyRedirects(usize),
-    #[error("{0}")]
-    Network(#[from] ureq::Error),
-    #[error("cannot write what was received: {0}")]
-    Disk(io::Error),
-}
-
-impl Trouble {
-    /// Whether it may go better another time: as stock has it, but for certificates, which do not get better in seconds.
-    pub(super) fn is_transient(&self) -> bool {
-        match self {
-            Self::Status { status, .. } => {
-                let for_good = (400..500).contains(status) && !matches!(status, 408 | 429);
-                !for_good && !matches!(status, 501 | 505 | 511)
-            }
-            Self::Network(ureq::Error::Io(e)) => {
-                !matches!(e.get_ref().and_then(|e| e.downcast_ref()), Some(rustls::Error::InvalidCertificate(_)))
-            }
-            Self::Network(error) => matches!(
-                error,
-                ureq::Error::Timeout(_)
-                    | ureq::Error::HostNotFound
-                    | ureq::Error::ConnectionFailed
-                    | ureq::Error::ConnectProxyFailed(_)
-                    | ureq::Error::Protocol(_)
-            ),
-            _ => false,
-        }
-    }
-}
-
-/// A response's body, below the error that it belongs to.
-struct Told<'a>(&'a Option<String>);
-
-impl fmt::Display for Told<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(body) => write!(f, "\n\nresponse body:\n\n{body}"),
-            None => Ok(()),
-        }
-    }
 }
 
 /// An error with all its causes.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::decompress::decompressed;
 use super::error::{Error, On};
-use super::http::Client;
+use super::http::Files;
 use super::unnar::unpack;
 use super::{Fixity, Task};
 
@@ -23,7 +23,7 @@ pub(super) fn build(task: &Task) -> Result<(), Error> {
     let is_set = |name| task.attributes.find(name).is_some_and(|value| *value == *b"1");
     let (unpacked, executable) = (is_set("unpack"), is_set("executable"));
     let Some(settings) = &task.download else { return Err(Error::NoSettings) };
-    let client = Client::new(settings);
+    let client = Files::new(settings);
     let fetch = |url: &str| {
         if unpacked {
             let archive = Path::new(ARCHIVE);

@@ -1,282 +1,65 @@
-//! Files over HTTP, into a file on disk.
-//!
-//! Servers are not trusted: redirections, headers and bodies all have bounds, and passwords go to the host they are for,
-//! never to where it redirects. **Certificates are always verified** (CVE-2024-47174 was a `builtin:fetchurl` that did
-//! not, because a hash protects the contents; but not the passwords, nor the URL).
+//! Downloads into a file on disk.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
 
-use data_encoding::BASE64;
-use ureq::http::{Response, StatusCode, header};
-use ureq::tls::{PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
-use ureq::{Agent, Body, Proxy};
+use fetch::{Client, Download, DownloadError, Retry, Sink, Trouble, copy_file, without_password};
 use url::Url;
 
-use super::download::Download;
-use super::error::{DownloadError, Error, On, Trouble};
-use super::netrc::{Login, login};
+use super::error::{Error, On};
 use super::progress::Progress;
-use super::proxy::proxy_for;
 
-/// Redirections followed one after the other: curl's number.
-const MAX_REDIRECTS: usize = 10;
-/// Longest body of an error that is told.
-const MAX_TOLD_BODY: u64 = 1024;
-/// Bytes read at once.
-const PIECE: usize = 64 * 1024;
-/// Time before the second attempt; it doubles with every further one, and up to half of it again is left to chance.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-/// No pause is longer.
-const LONGEST_PAUSE: Duration = Duration::from_secs(120);
-/// Some servers treat browsers and download tools differently, so that this begins as stock's does.
-const USER_AGENT: &str = concat!("curl/8 castored/", env!("CARGO_PKG_VERSION"));
+/// Downloads files as the settings say.
+pub(super) struct Files(Client);
 
-/// Downloads as the settings say.
-pub(super) struct Client<'a> {
-    settings: &'a Download,
-    tls: TlsConfig,
-}
-
-/// What is on disk of a download.
-#[derive(Default)]
-struct State {
-    /// Bytes written.
-    length: u64,
-    /// Whether the server can go on from there.
-    resumable: bool,
-    /// The version of the file, if the server names it.
-    tag: Option<String>,
-}
-
-impl<'a> Client<'a> {
-    pub(super) fn new(settings: &'a Download) -> Self {
-        let certificates = parse_pem(settings.certificates.as_bytes()).filter_map(|item| match item {
-            Ok(PemItem::Certificate(certificate)) => Some(certificate),
-            _ => None,
-        });
-        let tls = TlsConfig::builder()
-            .provider(TlsProvider::Rustls)
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .root_certs(RootCerts::from(certificates))
-            .build();
-        Self { settings, tls }
+impl Files {
+    pub(super) fn new(settings: &Download) -> Self {
+        Self(Client::new(Arc::new(settings.clone())))
     }
 
     /// Downloads what is at `url` to `path`, a new file. Tries again what may go better another time.
     pub(super) fn fetch(&self, url: &str, path: &Path) -> Result<(), Error> {
-        let failed = |cause| DownloadError { url: without_password(url), cause };
-        let parsed = Url::parse(url).map_err(|e| failed(Trouble::Url(e)))?;
-        let mut file = File::create_new(path).on("create", path)?;
+        let failed = |e| DownloadError { url: without_password(url), cause: Trouble::Url(e) };
+        let parsed = Url::parse(url).map_err(failed)?;
+        let file = File::create_new(path).on("create", path)?;
         if parsed.scheme() == "file" {
-            return Ok(copy_file(&parsed, &mut file).map_err(failed)?);
+            return Ok(copy_file(&parsed, &mut FileSink { file, progress: None, length: 0, expected: 0 })?);
         }
-        let mut progress = Progress::start(&without_password(url));
-        let mut state = State::default();
-        let mut attempt = 1;
-        loop {
-            let Err(cause) = self.attempt(&parsed, &mut file, &mut state, &mut progress) else { return Ok(()) };
-            let again = cause.is_transient() && attempt < self.settings.attempts;
-            let error = failed(cause);
-            if !again {
-                return Err(error.into());
-            }
-            let pause = pause(attempt);
-            let from = if state.resumable && state.length > 0 {
-                format!(" from offset {}", state.length)
-            } else {
-                String::new()
-            };
-            eprintln!(
-                "warning: {error}; retrying{from} in {} ms (attempt {attempt}/{})",
-                pause.as_millis(),
-                self.settings.attempts
-            );
-            std::thread::sleep(pause);
-            attempt += 1;
-        }
-    }
-
-    fn attempt(&self, url: &Url, file: &mut File, state: &mut State, progress: &mut Progress) -> Result<(), Trouble> {
-        if !state.resumable {
-            state.length = 0;
-        }
-        let mut response = self.request(url, state)?;
-        let status = response.status();
-        let continues = status == StatusCode::PARTIAL_CONTENT && starts_at(&response, state.length);
-        if !continues {
-            state.length = 0;
-        }
-        if !status.is_success() || (status == StatusCode::PARTIAL_CONTENT && !continues) {
-            state.resumable = false;
-            return Err(Trouble::Status { status: status.as_u16(), body: short_body(&mut response) });
-        }
-        let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-        state.resumable = continues || text(header::ACCEPT_RANGES) == Some("bytes");
-        state.tag = text(header::ETAG).filter(|tag| tag.starts_with('"')).map(str::to_owned);
-        let expected = response.body().content_length().map_or(0, |length| state.length.saturating_add(length));
-
-        file.set_len(state.length).map_err(Trouble::Disk)?;
-        file.seek(SeekFrom::Start(state.length)).map_err(Trouble::Disk)?;
-        let mut body = response.body_mut().as_reader();
-        let (mut buffer, start, before) = (vec![0; PIECE], Instant::now(), state.length);
-        loop {
-            let length = body.read(&mut buffer).map_err(|e| Trouble::Network(ureq::Error::Io(e)))?;
-            if length == 0 {
-                return Ok(());
-            }
-            file.write_all(&buffer[..length]).map_err(Trouble::Disk)?;
-            state.length += length as u64;
-            progress.at(state.length, expected);
-            self.slow_down(state.length - before, start);
-        }
-    }
-
-    /// Waits until `bytes` may have come since `start`.
-    fn slow_down(&self, bytes: u64, start: Instant) {
-        if self.settings.speed > 0 {
-            let due = Duration::from_secs_f64(bytes as f64 / 1024.0 / self.settings.speed as f64);
-            std::thread::sleep(due.saturating_sub(start.elapsed()));
-        }
-    }
-
-    /// Asks for what is not there yet, wherever the server says that it is.
-    fn request(&self, url: &Url, state: &State) -> Result<Response<Body>, Trouble> {
-        let mut url = url.clone();
-        for _ in 0..=MAX_REDIRECTS {
-            if !matches!(url.scheme(), "http" | "https") {
-                return Err(Trouble::Scheme(url.scheme().to_owned()));
-            }
-            let response = self.request_once(&url, state)?;
-            let location = response.headers().get(header::LOCATION);
-            let Some(location) = location.filter(|_| is_redirection(response.status())) else { return Ok(response) };
-            let location = String::from_utf8_lossy(location.as_bytes());
-            url = url.join(&location).map_err(Trouble::Url)?;
-        }
-        Err(Trouble::TooManyRedirects(MAX_REDIRECTS))
-    }
-
-    fn request_once(&self, url: &Url, state: &State) -> Result<Response<Body>, Trouble> {
-        let limit = |seconds: u64| (seconds != 0).then(|| Duration::from_secs(seconds));
-        let proxy = proxy_for(url, &self.settings.proxies).map(proxy).transpose()?;
-        let user_agent = [USER_AGENT, &self.settings.user_agent_suffix].join(" ");
-        let agent: Agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .user_agent(user_agent.trim_end())
-            .timeout_resolve(limit(self.settings.connect_timeout))
-            .timeout_connect(limit(self.settings.connect_timeout))
-            .timeout_per_read(limit(self.settings.stalled_timeout))
-            .timeout_per_write(limit(self.settings.stalled_timeout))
-            .tls_config(self.tls.clone())
-            .proxy(proxy)
-            .build()
-            .into();
-        let mut request = agent.get(bare(url).as_str());
-        if let Some(Login { user, password }) = self.login(url) {
-            let token = BASE64.encode(format!("{user}:{password}").as_bytes());
-            request = request.header(header::AUTHORIZATION, format!("Basic {token}"));
-        }
-        if state.length > 0 {
-            request = request.header(header::RANGE, format!("bytes={}-", state.length));
-            if let Some(tag) = &state.tag {
-                request = request.header(header::IF_RANGE, tag);
-            }
-        }
-        Ok(request.call()?)
-    }
-
-    /// From the URL itself, else from the netrc file.
-    fn login(&self, url: &Url) -> Option<Login> {
-        if url.username().is_empty() && url.password().is_none() {
-            return login(&self.settings.netrc, url.host_str()?);
-        }
-        Some(Login { user: decoded(url.username()), password: decoded(url.password().unwrap_or_default()) })
+        let progress = Some(Progress::start(&without_password(url)));
+        Ok(self.0.fetch(&parsed, &mut FileSink { file, progress, length: 0, expected: 0 }, Retry::Always)?)
     }
 }
 
-fn decoded(text: &str) -> String {
-    percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
+struct FileSink {
+    file: File,
+    progress: Option<Progress>,
+    length: u64,
+    expected: u64,
 }
 
-fn proxy(text: &str) -> Result<Proxy, Trouble> {
-    Ok(if text.contains("://") { Proxy::new(text)? } else { Proxy::new(&format!("http://{text}"))? })
-}
+impl Sink for FileSink {
+    fn begin(&mut self, offset: u64, expected: u64) -> io::Result<()> {
+        (self.length, self.expected) = (offset, expected);
+        self.file.set_len(offset)?;
+        self.file.seek(SeekFrom::Start(offset)).map(drop)
+    }
 
-/// A URL without what is not for the server.
-fn bare(url: &Url) -> Url {
-    let mut url = url.clone();
-    // Fails for URLs that cannot have them.
-    let _ = (url.set_username(""), url.set_password(None));
-    url.set_fragment(None);
-    url
-}
-
-/// A URL for messages.
-fn without_password(text: &str) -> String {
-    match Url::parse(text) {
-        Ok(mut url) if url.password().is_some() => {
-            let _ = url.set_password(Some("***"));
-            url.into()
+    fn take(&mut self, piece: &[u8]) -> io::Result<()> {
+        self.file.write_all(piece)?;
+        self.length += piece.len() as u64;
+        if let Some(progress) = &mut self.progress {
+            progress.at(self.length, self.expected);
         }
-        _ => text.to_owned(),
-    }
-}
-
-fn is_redirection(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
-}
-
-/// Whether a partial response goes on where the file ends.
-fn starts_at(response: &Response<Body>, offset: u64) -> bool {
-    let range = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
-    let start = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok());
-    offset > 0 && start == Some(offset)
-}
-
-/// What a server says about an error, if it is short.
-fn short_body(response: &mut Response<Body>) -> Option<String> {
-    let mut body = Vec::new();
-    response.body_mut().as_reader().take(MAX_TOLD_BODY + 1).read_to_end(&mut body).ok()?;
-    let text = String::from_utf8(body).ok()?;
-    (!text.is_empty() && text.len() as u64 <= MAX_TOLD_BODY).then_some(text)
-}
-
-fn pause(attempt: u64) -> Duration {
-    let chance = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.subsec_micros() % 1000);
-    let exponent = (attempt - 1) as f64 + f64::from(chance) / 2000.0;
-    FIRST_PAUSE.mul_f64(exponent.min(16.0).exp2()).min(LONGEST_PAUSE)
-}
-
-fn copy_file(url: &Url, to: &mut File) -> Result<(), Trouble> {
-    let path = url.to_file_path().map_err(|()| Trouble::FileUrl)?;
-    let could_not = |source| Trouble::File { path: path.clone(), source };
-    let mut from = File::open(&path).map_err(could_not)?;
-    if !from.metadata().map_err(could_not)?.is_file() {
-        return Err(could_not(io::Error::other("it is no regular file")));
-    }
-    io::copy(&mut from, to).map(|_| ()).map_err(could_not)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_double_and_have_an_end() {
-        for (attempt, least, most) in [(1, 250, 354), (2, 500, 708), (4, 2000, 2829), (1000, 120_000, 120_000)] {
-            let pause = pause(attempt).as_millis();
-            assert!((least..=most).contains(&pause), "{attempt}: {pause}");
-        }
+        Ok(())
     }
 
-    #[test]
-    fn passwords_are_not_told_and_not_sent_in_the_url() {
-        assert_eq!(without_password("https://me:secret@host/x"), "https://me:***@host/x");
-        assert_eq!(without_password("https://host/x y"), "https://host/x y");
-        assert_eq!(bare(&Url::parse("https://me:secret@host/x?y#z").unwrap()).as_str(), "https://host/x?y");
+    fn can_restart(&self) -> bool {
+        true
+    }
+
+    fn retrying(&mut self, why: &str) {
+        eprintln!("warning: {why}");
     }
 }

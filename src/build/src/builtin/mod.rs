@@ -8,13 +8,10 @@
 mod attributes;
 mod buildenv;
 mod decompress;
-pub(crate) mod download;
 mod error;
 mod fetchurl;
 mod http;
-mod netrc;
 mod progress;
-mod proxy;
 mod tarball;
 mod unnar;
 mod unpack_channel;
@@ -28,8 +25,8 @@ use nix_compat::store_path::StorePath;
 use serde::{Deserialize, Serialize};
 
 pub use attributes::Attributes;
-pub use download::Download;
 use error::Error;
+use fetch::Download;
 
 use crate::environment::Environment;
 use crate::failure::render;

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use nix_compat::derivation::{Derivation, InputOutputs, OutputName};
 use nix_compat::store_path::StorePath;
-use nix_compat::worker::BuildMode;
+use nix_compat::worker::{BuildMode, BuildStatus, OutputsSpec};
 use store::Store;
 
 use super::goal::{Realisation, blocking};
@@ -103,7 +104,7 @@ impl Realisation {
     /// Has everything made that the builder will read. Gives the paths of what comes from derivations.
     pub(crate) async fn realise_inputs(&self, plan: &Plan, inputs: Inputs) -> Result<InputPaths, Failure> {
         for path in inputs.sources {
-            if !self.scheduler.substitute(&path).await {
+            if !self.scheduler.substitute(&self.session, path.clone().into()).await.is_valid() {
                 return Err(Failure::no_substituter(self.scheduler.store.store_dir(), &path));
             }
         }
@@ -136,12 +137,23 @@ impl Realisation {
     /// Has outputs of one derivation made, and what is wanted of these in turn.
     fn realise_input(&self, drv: StorePath, wanted: InputOutputs) -> Pin<Box<dyn Future<Output = Made> + Send + '_>> {
         Box::pin(async move {
-            let key = GoalKey::stored(drv.clone(), BuildMode::Normal);
-            let add_need = |need: &_| self.goal.add_need(need);
-            let (result, by_settings) =
-                self.scheduler.settle(key, &self.session, BuildMode::Normal, None, add_need).await;
-            let Some(result) = result.filter(|result| result.status.is_success()) else {
-                return Err(InputFailure::Failed { by_settings });
+            let names = wanted.outputs.iter().chain(wanted.dynamic.keys()).cloned().collect();
+            let obtained = self.scheduler.obtain(&self.session, &drv, None, &OutputsSpec::Names(names)).await;
+            let result = match obtained {
+                Ok(Some(result)) => Arc::new(result),
+                Ok(None) => {
+                    let key = GoalKey::stored(drv.clone(), BuildMode::Normal);
+                    let add_need = |need: &_| self.goal.add_need(need);
+                    let (result, by_settings) =
+                        self.scheduler.settle(key, &self.session, BuildMode::Normal, None, add_need).await;
+                    let success = result.filter(|result| result.status.is_success());
+                    success.ok_or(InputFailure::Failed { by_settings })?
+                }
+                Err(failure) if failure.status == BuildStatus::TransientFailure => {
+                    self.session.log(format!("error: {}\n", failure.message));
+                    return Err(InputFailure::Failed { by_settings: true });
+                }
+                Err(failure) => return Err(InputFailure::Other(failure)),
             };
             let path = |name: &OutputName| {
                 let built = result.built_outputs.get(name).map(|built| built.path.clone());

@@ -15,6 +15,7 @@ pub(crate) mod plan;
 mod resolved;
 mod session;
 pub(crate) mod status;
+mod substitution;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -201,22 +202,33 @@ impl Scheduler {
         let options = Arc::new(Options { client_uid: client.uid, ..Options::new(&settings) });
         let session = OpenSession(Session::open(client.events, client.temp_roots, options, settings, client.gate));
         let key = GoalKey::inline(self.store.store_dir(), drv_path.clone(), &drv, mode);
-        tokio::select! {
-            (result, _) = self.settle(key, &session.0, mode, Some(drv), |goal| goal.attach(&session.0)) => {
-                unwrap_result(result.as_deref())
+        let realise = async {
+            if mode == BuildMode::Normal
+                && let Some(result) = self.obtain(&session.0, &key.drv, Some(&drv), &OutputsSpec::All).await?
+            {
+                return Ok(result);
             }
+            let (result, _) = self.settle(key, &session.0, mode, Some(drv), |goal| goal.attach(&session.0)).await;
+            Ok(unwrap_result(result.as_deref()))
+        };
+        tokio::select! {
+            result = realise => result.unwrap_or_else(failed),
             () = client.cancel.cancelled() => failed(Failure::cancelled()),
             () = session.0.entangled() => failed(session.0.entangled_failure(&self.store.store_dir().display(&drv_path))),
         }
     }
 
-    /// What a request would build.
+    /// What a request would build and fetch.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn query_missing(&self, paths: Vec<DerivedPath>) -> Result<Missing, BuildError> {
-        let store = self.store.clone();
-        blocking(move || missing::query(&store, &paths)).await.map_err(BuildError)
+    pub async fn query_missing(
+        &self,
+        paths: Vec<DerivedPath>,
+        settings: Arc<Settings>,
+        client: Client,
+    ) -> Result<Missing, BuildError> {
+        self.missing(paths, settings, client).await.map_err(BuildError)
     }
 
     /// Every build that is wanted and not done.
@@ -227,7 +239,7 @@ impl Scheduler {
     async fn realise_one(self: &Arc<Self>, path: DerivedPath, mode: BuildMode, session: &Arc<Session>) -> BuildResult {
         session.temp_roots.add(path.base());
         let outcome = match path {
-            DerivedPath::Opaque(path) => self.realise_opaque(path).await,
+            DerivedPath::Opaque(path) => self.realise_opaque(path, session).await,
             DerivedPath::Built { drv, outputs } => self.realise_built(drv, &outputs, mode, session).await,
             DerivedPath::Dynamic { drv, through, outputs } => match self.realise_through(drv, through, session).await {
                 Ok(drv) => self.realise_built(drv, &outputs, mode, session).await,
@@ -262,12 +274,12 @@ impl Scheduler {
         Ok(drv)
     }
 
-    async fn realise_opaque(&self, path: StorePath) -> Result<BuildResult, Failure> {
+    async fn realise_opaque(&self, path: StorePath, session: &Session) -> Result<BuildResult, Failure> {
         let (store, wanted) = (self.store.clone(), path.clone());
         if blocking(move || Ok(store.is_valid(&wanted)?)).await? {
             return Ok(BuildResult::new(BuildStatus::AlreadyValid, ""));
         }
-        if self.substitute(&path).await {
+        if self.substitute(session, path.clone().into()).await.is_valid() {
             return Ok(BuildResult::new(BuildStatus::Substituted, ""));
         }
         Err(Failure::no_substituter(self.store.store_dir(), &path))
@@ -280,6 +292,10 @@ impl Scheduler {
         mode: BuildMode,
         session: &Arc<Session>,
     ) -> Result<BuildResult, Failure> {
+        if !self.store.is_valid(&drv)? {
+            // Without it the plan says what is wrong.
+            self.substitute(session, drv.clone().into()).await;
+        }
         let (store, path) = (self.store.clone(), drv.clone());
         let plan = blocking(move || Plan::load(&store, &path)).await?;
         if let OutputsSpec::Names(names) = wanted
@@ -289,13 +305,17 @@ impl Scheduler {
             return Err(Failure::misc(format!("derivation '{drv}' does not have wanted outputs '{unknown}'")));
         }
         plan.paths().for_each(|path| session.temp_roots.add(path));
-        let is_there = |name: &OutputName| plan.has(name) || !wanted.contains(name);
-        let mut result = if mode == BuildMode::Normal && plan.outputs.keys().all(is_there) {
-            plan.success(BuildStatus::AlreadyValid)
-        } else {
-            let key = GoalKey::stored(drv, mode);
-            let (result, _) = self.settle(key, session, mode, None, |goal| goal.attach(session)).await;
-            unwrap_result(result.as_deref())
+        let obtained = match mode {
+            BuildMode::Normal => self.obtain(session, &drv, None, wanted).await?,
+            _ => None,
+        };
+        let mut result = match obtained {
+            Some(result) => result,
+            None => {
+                let key = GoalKey::stored(drv, mode);
+                let (result, _) = self.settle(key, session, mode, None, |goal| goal.attach(session)).await;
+                unwrap_result(result.as_deref())
+            }
         };
         result.built_outputs.retain(|name, _| wanted.contains(name));
         Ok(result)
@@ -335,22 +355,6 @@ impl Scheduler {
                 return (result, by_settings);
             }
         }
-    }
-
-    async fn substitute(&self, path: &StorePath) -> bool {
-        self.substituter.substitute(path).await
-    }
-
-    /// Whether all missing outputs could be had from elsewhere.
-    async fn substitute_outputs(&self, plan: &Plan) -> bool {
-        for output in plan.outputs.values().filter(|output| !output.valid) {
-            // Where one is whose path nobody knows yet, a realisation would have to tell.
-            let Some(path) = &output.path else { return false };
-            if !self.substitute(path).await {
-                return false;
-            }
-        }
-        true
     }
 }
 

@@ -32,7 +32,7 @@ pub(crate) struct PlannedOutput {
 }
 
 /// What stock sends in the place of a hash when it has none.
-const NO_HASH: [u8; 32] = [0; 32];
+pub(crate) const NO_HASH: [u8; 32] = [0; 32];
 
 impl Plan {
     /// Reads a derivation from the store. Blocks.

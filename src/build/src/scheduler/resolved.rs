@@ -5,13 +5,14 @@
 //! for both.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use nix_compat::content_address::Method;
 use nix_compat::derivation::{BasicDerivation, Derivation, Output, OutputName};
 use nix_compat::hash::Algorithm;
 use nix_compat::realisation::{DrvOutput, Realisation as Noted};
 use nix_compat::store_path::StorePath;
-use nix_compat::worker::{BuildResult, BuildStatus};
+use nix_compat::worker::{BuildMode, BuildResult, BuildStatus, OutputsSpec};
 use store::{AddOptions, Store, TempRoots};
 
 use super::goal::{Realisation, blocking};
@@ -41,7 +42,14 @@ impl Realisation {
 
         let key = GoalKey::stored(drv, self.mode);
         let add_need = |need: &_| self.goal.add_resolved(need);
-        let (result, by_settings) = self.scheduler.settle(key, &self.session, self.mode, None, add_need).await;
+        let obtained = match self.mode {
+            BuildMode::Normal => self.scheduler.obtain(&self.session, &key.drv, None, &OutputsSpec::All).await,
+            _ => Ok(None),
+        };
+        let (result, by_settings) = match obtained.map_err(Failure::by_settings)? {
+            Some(result) => (Some(Arc::new(result)), false),
+            None => self.scheduler.settle(key, &self.session, self.mode, None, add_need).await,
+        };
         let Some(result) = result else { return Err(Failure::misc("the goal was given up")) };
         if !result.status.is_success() {
             // Its own watchers have been told already.

@@ -1,6 +1,6 @@
 //! What one request shows its client: the activities that progress bars are made of.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,9 +10,11 @@ use nix_compat::store_path::StorePath;
 use nix_compat::worker::stderr::{ActivityKind, Field, Message, ResultKind, Verbosity};
 use parking_lot::Mutex;
 use store::TempRoots;
+use substitute::Copying;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::substitution::ToSession;
 use crate::failure::Failure;
 use crate::options::Options;
 use crate::recursive::Gate;
@@ -37,6 +39,8 @@ pub(crate) struct Session {
     events: Arc<dyn Events>,
     pub(crate) temp_roots: Arc<TempRoots>,
     pub(crate) options: Arc<Options>,
+    /// What may be fetched for it, and from where.
+    pub(crate) substitution: substitute::Client,
     /// Builds at the same time that the client allows.
     pub(crate) jobs: Arc<Semaphore>,
     /// The machines its settings name, once somebody wanted to know.
@@ -62,6 +66,20 @@ struct State {
     done: u64,
     expected: u64,
     failed: u64,
+    copying: Copies,
+}
+
+/// Paths that are fetched, in numbers and as activities.
+#[derive(Default)]
+struct Copies {
+    done: u64,
+    expected: u64,
+    failed: u64,
+    /// Bytes to download, and of NAR: done and still expected together.
+    download: u64,
+    nar: u64,
+    /// The activities of each that runs, the outermost first.
+    running: BTreeMap<u64, [u64; 3]>,
 }
 
 /// A running build or its hook, as its watchers are told of it.
@@ -93,6 +111,7 @@ impl Session {
             done: 0,
             expected: 0,
             failed: 0,
+            copying: Copies::default(),
         };
         for (id, kind) in [
             (state.realise, ActivityKind::Realise),
@@ -116,16 +135,20 @@ impl Session {
             events.emit(result(state.realise, ResultKind::SetExpected, fields));
         }
         let jobs = Arc::new(Semaphore::new(options.max_jobs.clamp(1, Semaphore::MAX_PERMITS)));
-        Arc::new(Self {
-            events,
-            temp_roots,
-            options,
-            jobs,
-            machines: OnceCell::new(),
-            settings,
-            gate,
-            entangled: CancellationToken::new(),
-            state: Mutex::new(state),
+        Arc::new_cyclic(|session| {
+            let watch = Arc::new(ToSession(session.clone()));
+            Self {
+                events,
+                substitution: substitute::Client::new(settings.clone(), temp_roots.clone(), watch),
+                temp_roots,
+                options,
+                jobs,
+                machines: OnceCell::new(),
+                settings,
+                gate,
+                entangled: CancellationToken::new(),
+                state: Mutex::new(state),
+            }
         })
     }
 
@@ -159,6 +182,9 @@ impl Session {
             return;
         }
         let (running, hooks) = (std::mem::take(&mut state.running), std::mem::take(&mut state.hooks));
+        for activities in std::mem::take(&mut state.copying.running).into_values() {
+            activities.iter().rev().for_each(|id| self.events.emit(Message::StopActivity(*id)));
+        }
         for id in hooks.into_iter().chain(running).chain([state.copies, state.builds, state.realise]) {
             self.events.emit(Message::StopActivity(id));
         }
@@ -246,6 +272,90 @@ impl Session {
                 state.failed += 1;
             }
         });
+    }
+
+    /// More paths will be fetched: bytes to download, bytes of NAR.
+    pub(crate) fn expect_copies(&self, paths: u64, download: u64, nar: u64) {
+        self.change_copies(|copies| {
+            copies.expected = copies.expected.saturating_add(paths);
+            copies.download = copies.download.saturating_add(download);
+            copies.nar = copies.nar.saturating_add(nar);
+        });
+    }
+
+    /// One of them is valid, or will not be.
+    pub(crate) fn copy_done(&self, success: bool, download: u64, nar: u64) {
+        self.change_copies(|copies| {
+            copies.expected = copies.expected.saturating_sub(1);
+            if success {
+                copies.done += 1;
+            } else {
+                copies.failed += 1;
+                copies.download = copies.download.saturating_sub(download);
+                copies.nar = copies.nar.saturating_sub(nar);
+            }
+        });
+    }
+
+    pub(crate) fn copy_started(&self, copying: &Copying) {
+        let mut state = self.state.lock();
+        if !state.open {
+            return;
+        }
+        let ids = [activity_id(), activity_id(), activity_id()];
+        state.copying.running.insert(copying.number, ids);
+        let text = |text: &str| Field::Text(text.as_bytes().to_vec());
+        let Copying { path, source, file, .. } = copying;
+        let copy = format!("copying path '{path}' from '{source}'");
+        let fields = [vec![text(path), text(source)], vec![text(path), text(source), text("local")], vec![text(file)]];
+        let texts = [String::new(), copy, format!("downloading '{file}'")];
+        let kinds = [
+            (ActivityKind::Substitute, Verbosity::Error),
+            (ActivityKind::CopyPath, Verbosity::Info),
+            (ActivityKind::FileTransfer, Verbosity::Talkative),
+        ];
+        let parents = [0, ids[0], ids[1]];
+        for ((((id, (kind, level)), fields), text), parent) in
+            ids.into_iter().zip(kinds).zip(fields).zip(texts).zip(parents)
+        {
+            let text = text.into_bytes();
+            self.events.emit(Message::StartActivity { id, level, kind, text, fields, parent });
+        }
+        self.emit_copies(&state);
+    }
+
+    pub(crate) fn copy_progress(&self, copying: &Copying, file: u64, of_file: u64, nar: u64) {
+        let state = self.state.lock();
+        let Some([_, copy, transfer]) = state.copying.running.get(&copying.number) else { return };
+        for (id, done, expected) in [(*copy, nar, copying.nar_size), (*transfer, file, of_file)] {
+            self.events.emit(result(id, ResultKind::Progress, [done, expected, 0, 0].map(Field::Int).to_vec()));
+        }
+    }
+
+    pub(crate) fn copy_ended(&self, copying: &Copying) {
+        let mut state = self.state.lock();
+        if let Some(ids) = state.copying.running.remove(&copying.number) {
+            ids.iter().rev().for_each(|id| self.events.emit(Message::StopActivity(*id)));
+            self.emit_copies(&state);
+        }
+    }
+
+    fn change_copies(&self, change: impl FnOnce(&mut Copies)) {
+        let mut state = self.state.lock();
+        if state.open {
+            change(&mut state.copying);
+            self.emit_copies(&state);
+        }
+    }
+
+    fn emit_copies(&self, state: &State) {
+        let copies = &state.copying;
+        let numbers = [copies.done, copies.done + copies.expected, copies.running.len() as u64, copies.failed];
+        self.events.emit(result(state.copies, ResultKind::Progress, numbers.map(Field::Int).to_vec()));
+        for (kind, bytes) in [(ActivityKind::FileTransfer, copies.download), (ActivityKind::CopyPath, copies.nar)] {
+            let fields = vec![Field::Int(kind.code()), Field::Int(bytes)];
+            self.events.emit(result(state.realise, ResultKind::SetExpected, fields));
+        }
     }
 
     /// A line of log that belongs to no build.

@@ -223,7 +223,8 @@ async fn a_very_long_chain_costs_no_stack() {
     for i in 0..LENGTH {
         top = rig.add(&rig.derivation("link", &format!("echo {i} > $out")).needs(&rig, "dep", &top));
     }
-    let missing = rig.scheduler.query_missing(vec![all_outputs(&top)]).await.unwrap();
+    let (settings, (_, client)) = (rig.settings(&[]), rig.client());
+    let missing = rig.scheduler.query_missing(vec![all_outputs(&top)], settings, client).await.unwrap();
     assert_eq!(missing.will_build.len(), LENGTH + 1);
     let (results, log) = rig.build(&[&top], &[]).await;
     assert_eq!(results[0].status, BuildStatus::DependencyFailed);

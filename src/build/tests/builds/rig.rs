@@ -18,7 +18,7 @@ use nix_compat::worker::stderr::{ActivityKind, Field, Message, ResultKind};
 use nix_compat::worker::{BuildMode, BuildResult, DerivedPath, OutputsSpec};
 use parking_lot::Mutex;
 use store::{AddOptions, Config, Store};
-use substitute::NoSubstituter;
+use substitute::Substituters;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) struct Rig {
@@ -112,7 +112,7 @@ impl Rig {
         };
         let helper = PathBuf::from(env!("CARGO_BIN_EXE_castored-sandbox"));
         let config = BuildConfig::new(&state, dir.path().join("log"), mountpoint, helper, 4);
-        let scheduler = Scheduler::new(store.clone(), config, Box::new(NoSubstituter));
+        let scheduler = Scheduler::new(store.clone(), config, Box::new(Substituters::new(store.clone())));
         Some(Rig { scheduler, store, _mount: mount, dir })
     }
 
@@ -123,10 +123,14 @@ impl Rig {
     /// Settings as a client without configuration has them, but for more jobs.
     pub(crate) fn settings(&self, extra: &[(&str, &str)]) -> Arc<Settings> {
         let mut settings = Settings::default();
-        for (name, value) in
-            [("max-jobs", "4"), ("build-users-group", ""), ("sandbox-paths", "/busybox=/usr/bin/busybox")]
-                .iter()
-                .chain(extra)
+        for (name, value) in [
+            ("max-jobs", "4"),
+            ("build-users-group", ""),
+            ("sandbox-paths", "/busybox=/usr/bin/busybox"),
+            ("substituters", ""),
+        ]
+        .iter()
+        .chain(extra)
         {
             assert!(settings.set(name, value).unwrap());
         }

@@ -29,7 +29,7 @@ fn check_dynamic(session: &Session, paths: &[DerivedPath]) -> Result<(), OpError
     Ok(())
 }
 
-fn client(session: &Session) -> ::build::Client {
+pub(super) fn client(session: &Session) -> ::build::Client {
     // Giving up is dropping the work, so nothing needs to be cancelled by name.
     let cancel = CancellationToken::new();
     ::build::Client {
@@ -146,6 +146,6 @@ async fn own_path(session: &Session, drv_path: StorePath, derivation: &BasicDeri
 /// QueryMissing.
 pub(super) async fn missing(session: &Session, paths: Vec<DerivedPath>) -> Result<Response, OpError> {
     check_dynamic(session, &paths)?;
-    let missing = session.daemon.scheduler.query_missing(paths).await;
+    let missing = session.daemon.scheduler.query_missing(paths, session.settings.clone(), client(session)).await;
     missing.map(Response::Missing).map_err(|e| OpError::new(e.to_string()))
 }

@@ -8,6 +8,7 @@ mod multiple;
 mod query;
 mod realisation;
 mod restricted;
+mod substitutes;
 
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::{Request, Response};
@@ -71,11 +72,10 @@ async fn unrestricted(session: &mut Session, input: &mut Input, request: Request
         Request::QueryAllValidPaths => query::all_valid_paths(session).await?,
         Request::QueryValidPaths { paths, substitute } => query::valid_paths(session, paths, substitute).await?,
 
-        // No substituter is known yet: nobody has anything.
-        Request::HasSubstitutes(_) => Response::Bool(false),
-        Request::QuerySubstitutablePaths(_) => Response::Paths(std::collections::BTreeSet::new()),
-        Request::QuerySubstitutablePathInfo(_) => Response::SubstitutableInfo(None),
-        Request::QuerySubstitutablePathInfos(_) => Response::SubstitutableInfos(std::collections::BTreeMap::new()),
+        Request::HasSubstitutes(path) => substitutes::has(session, path).await,
+        Request::QuerySubstitutablePaths(paths) => substitutes::paths(session, paths).await,
+        Request::QuerySubstitutablePathInfo(path) => substitutes::info(session, path).await,
+        Request::QuerySubstitutablePathInfos(paths) => substitutes::infos(session, paths).await,
 
         Request::AddToStore(_) | Request::AddToStoreOld { .. } => {
             add::content(session, input, request, payload).await?

@@ -78,9 +78,11 @@ pub(super) async fn all_valid_paths(session: &Session) -> Result<Response, OpErr
 pub(super) async fn valid_paths(
     session: &Session,
     mut paths: BTreeSet<StorePath>,
-    // Nothing can be substituted yet.
-    _substitute: bool,
+    substitute: bool,
 ) -> Result<Response, OpError> {
+    if substitute {
+        super::substitutes::fetch(session, &paths).await?;
+    }
     session
         .blocking(move |store| {
             let mut failure = None;

@@ -1,6 +1,6 @@
 //! Processes: clients that go away, what belongs to a connection, the socket, and who may do what.
 
-use std::future::{Future, pending};
+use std::future::pending;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -10,8 +10,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nix_compat::conf::Settings;
-use nix_compat::store_path::{StoreDir, StorePath};
-use substitute::{Substituter, Substitution};
+use nix_compat::realisation::{DrvOutput, Realisation};
+use nix_compat::store_path::StoreDir;
+use nix_compat::worker::SubstitutableInfo;
+use substitute::{Answer, Client, Outcome, Substituter, Wanted};
 
 use crate::common::Rig;
 use crate::objects::{add_to_store, base_name, claim, derivation, file_nar, path};
@@ -46,16 +48,32 @@ impl Drop for Waiting {
     }
 }
 
-impl Substituter for Never {
-    fn substitute<'a>(&'a self, _: &'a StorePath) -> Substitution<'a> {
+impl Never {
+    fn wait<'a, T: Send + 'a>(&'a self) -> Answer<'a, T> {
         self.0.fetch_add(1, Ordering::SeqCst);
         let waiting = Waiting(self.0.clone());
-        let never = async move {
+        Box::pin(async move {
             let _waiting = waiting;
-            pending::<bool>().await
-        };
-        let boxed: std::pin::Pin<Box<dyn Future<Output = bool> + Send>> = Box::pin(never);
-        boxed
+            pending::<T>().await
+        })
+    }
+}
+
+impl Substituter for Never {
+    fn substitute<'a>(&'a self, _: &'a Client, _: Wanted) -> Answer<'a, Outcome> {
+        self.wait()
+    }
+    fn realise<'a>(&'a self, _: &'a Client, _: DrvOutput) -> Answer<'a, Outcome> {
+        self.wait()
+    }
+    fn info<'a>(&'a self, _: &'a Client, _: Wanted) -> Answer<'a, Option<SubstitutableInfo>> {
+        self.wait()
+    }
+    fn mass_info<'a>(&'a self, _: &'a Client, _: Wanted) -> Answer<'a, Option<SubstitutableInfo>> {
+        self.wait()
+    }
+    fn realisation<'a>(&'a self, _: &'a Client, _: DrvOutput) -> Answer<'a, Option<Realisation>> {
+        self.wait()
     }
 }
 

@@ -23,8 +23,8 @@ const CERTIFICATE_FILES: [&str; 2] =
     ["/etc/ssl/certs/ca-certificates.crt", "/nix/var/nix/profiles/default/etc/ssl/certs/ca-bundle.crt"];
 
 /// The settings that downloads obey.
-#[derive(Clone, Debug)]
-pub(crate) struct DownloadOptions {
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DownloadOptions {
     attempts: u64,
     connect_timeout: u64,
     stalled_timeout: u64,
@@ -36,7 +36,8 @@ pub(crate) struct DownloadOptions {
 }
 
 impl DownloadOptions {
-    pub(crate) fn new(settings: &Settings) -> Self {
+    /// Those of a client.
+    pub fn new(settings: &Settings) -> Self {
         Self {
             attempts: settings.download_attempts,
             connect_timeout: settings.connect_timeout,
@@ -82,7 +83,7 @@ impl fmt::Debug for Download {
 
 impl Download {
     /// Reads the files. One that is not there or cannot be read is empty: whoever needs it says so. Blocks.
-    pub(crate) fn gather(options: &DownloadOptions, variable: &dyn Fn(&str) -> Option<String>) -> Self {
+    pub fn gather(options: &DownloadOptions, variable: &dyn Fn(&str) -> Option<String>) -> Self {
         let proxies = PROXY_VARIABLES.iter().filter_map(|name| Some(((*name).to_owned(), variable(name)?))).collect();
         let certificates = certificate_file(&options.ssl_cert_file, variable);
         Self {

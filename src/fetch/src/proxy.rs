@@ -3,7 +3,7 @@
 use url::Url;
 
 /// The proxy for a URL, if there is one.
-pub(super) fn proxy_for<'a>(url: &Url, variables: &'a [(String, String)]) -> Option<&'a str> {
+pub(crate) fn proxy_for<'a>(url: &Url, variables: &'a [(String, String)]) -> Option<&'a str> {
     let find = |names: &[&str]| {
         names.iter().find_map(|name| variables.iter().find(|(known, _)| known == name)).map(|(_, value)| value.as_str())
     };

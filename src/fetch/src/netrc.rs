@@ -2,16 +2,16 @@
 
 /// A user's name and password.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Login {
-    pub(super) user: String,
-    pub(super) password: String,
+pub(crate) struct Login {
+    pub(crate) user: String,
+    pub(crate) password: String,
 }
 
 /// The login that a netrc file has for a host: the first entry with its name, else the default entry.
 ///
 /// Words are separated by white space and may stand in double quotes, where a backslash takes the next character as it
 /// is. Macros are passed over.
-pub(super) fn login(netrc: &str, host: &str) -> Option<Login> {
+pub(crate) fn login(netrc: &str, host: &str) -> Option<Login> {
     let mut words = Words(netrc);
     let mut found: Option<Login> = None;
     while let Some(word) = words.next() {

@@ -1,0 +1,14 @@
+//! Files from HTTP servers, for whoever needs them: the builtin builders and the substituters.
+//!
+//! Everything here blocks. What the daemon knows and a builder could not read (passwords, certificates) is plain data,
+//! [`Download`]; a [`Client`] downloads as it says, piece by piece into a [`Sink`].
+
+mod client;
+mod download;
+mod error;
+mod netrc;
+mod proxy;
+
+pub use client::{Client, Retry, Sink, copy_file, without_password};
+pub use download::{Download, DownloadOptions};
+pub use error::{DownloadError, Trouble};

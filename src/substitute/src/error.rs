@@ -1,0 +1,119 @@
+//! Why a source could not be used, or a path not be fetched from it.
+
+use nix_compat::{narinfo, realisation};
+
+/// What is wrong, on which source.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The URL of a substituter is none that is understood.
+    #[error("don't know how to open Nix store '{0}'")]
+    UnknownStore(String),
+    /// A parameter of such a URL.
+    #[error("'{value}' is no value for the parameter '{name}' of the substituter '{url}'")]
+    Parameter {
+        /// The URL.
+        url: String,
+        /// The parameter.
+        name: String,
+        /// What it has.
+        value: String,
+    },
+    /// It is for another store directory.
+    #[error("binary cache '{uri}' is for Nix stores with prefix '{theirs}', not '{wanted}'")]
+    StoreDir {
+        /// The cache.
+        uri: String,
+        /// What it says of itself.
+        theirs: String,
+        /// What was expected.
+        wanted: String,
+    },
+    /// There is no `nix-cache-info`.
+    #[error("'{0}' does not appear to be a binary cache")]
+    NoCache(String),
+    /// It has not answered and is left alone for a while.
+    #[error("substituter '{0}' is disabled")]
+    Disabled(String),
+    /// The transfer of a file.
+    #[error(transparent)]
+    Download(#[from] fetch::DownloadError),
+    /// A file that names itself by something that is no place in a cache.
+    #[error("binary cache '{uri}' has a file at '{url}', where it cannot be")]
+    FileUrl {
+        /// The cache.
+        uri: String,
+        /// What was named.
+        url: String,
+    },
+    /// A description that does not parse.
+    #[error("NAR info file '{file}' is corrupt: {source}")]
+    NarInfo {
+        /// Its URL.
+        file: String,
+        /// Why.
+        source: narinfo::Error,
+    },
+    /// A realisation that does not parse.
+    #[error("realisation '{file}' is corrupt: {source}")]
+    Realisation {
+        /// Its URL.
+        file: String,
+        /// Why.
+        source: realisation::RealisationError,
+    },
+    /// Text that is none.
+    #[error("'{0}' is not UTF-8")]
+    NotText(String),
+    /// A realisation of another output.
+    #[error("asked '{uri}' for the realisation '{wanted}' but got '{got}'")]
+    OtherRealisation {
+        /// The cache.
+        uri: String,
+        /// What was asked for.
+        wanted: String,
+        /// What came.
+        got: String,
+    },
+    /// The compression of a NAR.
+    #[error("cannot decompress '{file}': compression '{compression}' is not supported")]
+    Compression {
+        /// Its URL.
+        file: String,
+        /// Its name.
+        compression: narinfo::Compression,
+    },
+    /// A file is not what its narinfo says.
+    #[error("file '{file}' of binary cache '{uri}' has the {what} {got}, not {specified}")]
+    File {
+        /// The cache.
+        uri: String,
+        /// The file.
+        file: String,
+        /// Hash or size.
+        what: &'static str,
+        /// What the narinfo says.
+        specified: String,
+        /// What it is.
+        got: String,
+    },
+    /// The store refuses it.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// Nobody waits for it any more.
+    #[error("the transfer was cancelled")]
+    Cancelled,
+    /// A thread of the daemon.
+    #[error("a worker thread failed: {0}")]
+    Thread(String),
+}
+
+impl Error {
+    /// Whether the source itself is in trouble, and not a single file of it.
+    pub(crate) fn is_outage(&self) -> bool {
+        match self {
+            Self::Download(error) => error.cause.is_transient() || error.cause.is_unreachable(),
+            Self::NoCache(_) | Self::StoreDir { .. } => true,
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! URLs of substituters: `file:///dir`, `http(s)://host/path`, with parameters.
+
+use std::path::PathBuf;
+
+use nix_compat::store_path::StoreDir;
+use url::Url;
+
+use crate::error::Error;
+
+/// Where a cache is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A directory of this machine.
+    Directory(PathBuf),
+    /// The URL below which a server has it; ends in a slash.
+    Server(Url),
+}
+
+/// A substituter's URL, taken apart.
+#[derive(Clone, Debug)]
+pub(crate) struct Location {
+    /// Without parameters, as messages have it.
+    pub(crate) uri: String,
+    pub(crate) place: Place,
+    /// What is there is believed without a signature.
+    pub(crate) trusted: bool,
+    pub(crate) priority: Option<u64>,
+    pub(crate) want_mass_query: Option<bool>,
+    /// Its store directory, where that is not the one of this store.
+    pub(crate) store_dir: Option<StoreDir>,
+}
+
+impl Location {
+    pub(crate) fn parse(text: &str) -> Result<Self, Error> {
+        let (base, query) = text.split_once('?').unwrap_or((text, ""));
+        let unknown = || Error::UnknownStore(text.to_owned());
+        let place = if let Some(path) = base.strip_prefix("file://") {
+            let path = percent_encoding::percent_decode_str(path).decode_utf8().map_err(|_| unknown())?;
+            if !path.starts_with('/') {
+                return Err(unknown());
+            }
+            Place::Directory(PathBuf::from(path.into_owned()))
+        } else if base.starts_with("http://") || base.starts_with("https://") {
+            let url = Url::parse(&format!("{}/", base.trim_end_matches('/'))).map_err(|_| unknown())?;
+            Place::Server(url)
+        } else {
+            return Err(unknown());
+        };
+        let uri = fetch::without_password(base.trim_end_matches('/'));
+        let mut location = Self { uri, place, trusted: false, priority: None, want_mass_query: None, store_dir: None };
+        for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            let wrong = || Error::Parameter { url: text.to_owned(), name: name.to_string(), value: value.to_string() };
+            match &*name {
+                "trusted" => location.trusted = boolean(&value).ok_or_else(wrong)?,
+                "priority" => location.priority = Some(value.parse().map_err(|_| wrong())?),
+                "want-mass-query" => location.want_mass_query = Some(boolean(&value).ok_or_else(wrong)?),
+                "store" => location.store_dir = Some(StoreDir::new(&value).map_err(|_| wrong())?),
+                // Those of writing, and those of newer releases.
+                _ => {}
+            }
+        }
+        Ok(location)
+    }
+}
+
+fn boolean(text: &str) -> Option<bool> {
+    match text {
+        "true" | "yes" | "1" => Some(true),
+        "false" | "no" | "0" => Some(false),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_and_their_parameters() {
+        let at = Location::parse("file:///a%20b/c?store=/fnord/store&priority=3&trusted=1&want-mass-query=no").unwrap();
+        assert_eq!((at.uri.as_str(), at.place), ("file:///a%20b/c", Place::Directory("/a b/c".into())));
+        assert_eq!((at.trusted, at.priority, at.want_mass_query), (true, Some(3), Some(false)));
+        assert_eq!(at.store_dir.unwrap().as_str(), "/fnord/store");
+        let at = Location::parse("https://me:secret@host/x//?compression=xz").unwrap();
+        assert_eq!(at.uri, "https://me:***@host/x");
+        assert_eq!(at.place, Place::Server(Url::parse("https://me:secret@host/x/").unwrap()));
+        assert!(!at.trusted);
+        for wrong in
+            ["s3://bucket", "file://host/x", "daemon", "file:///x?trusted=maybe", "http://", "file:///x?store=y"]
+        {
+            assert!(Location::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Who has a path: all of a client's sources are asked at once, the first in their order that has it counts.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::stream::{FuturesOrdered, FuturesUnordered};
+use nix_compat::narinfo::NarInfo;
+use nix_compat::path_info::PathInfo;
+use nix_compat::realisation::{DrvOutput, Realisation};
+use nix_compat::store_path::{StorePath, content_address_path};
+use nix_compat::worker::stderr::Verbosity;
+use parking_lot::Mutex;
+use store::SignaturePolicy;
+use tokio::sync::OnceCell;
+
+use crate::error::Error;
+use crate::source::Source;
+use crate::substituters::Substituters;
+use crate::{Client, Wanted};
+
+/// Substituters that a client may name.
+const MAX_SOURCES: usize = 100;
+
+/// A client's sources, once they were needed.
+#[derive(Default)]
+pub(crate) struct ClientSources {
+    sources: OnceCell<Vec<Arc<Source>>>,
+    /// What it has been told already.
+    told: Mutex<BTreeSet<String>>,
+}
+
+/// A source that has a path.
+#[derive(Clone)]
+pub(crate) struct Offer {
+    pub(crate) source: Arc<Source>,
+    /// Its path there; another one only in another store directory.
+    pub(crate) there: StorePath,
+    pub(crate) narinfo: Arc<NarInfo>,
+    /// What will be registered.
+    pub(crate) info: PathInfo,
+}
+
+/// Sources from which a path could not be fetched.
+pub(crate) type Excluded = BTreeSet<(String, StorePath)>;
+
+impl Client {
+    /// Says something to this client, once.
+    pub(crate) fn warn_once(&self, text: String) {
+        if self.sources.told.lock().insert(text.clone()) {
+            self.watch.log(Verbosity::Warn, format!("warning: {text}"));
+        }
+    }
+
+    pub(crate) fn policy(&self, source: &Source) -> SignaturePolicy<'_> {
+        let unchecked = source.location.trusted || !self.settings.require_sigs;
+        if unchecked { SignaturePolicy::DontCheck } else { SignaturePolicy::Require(&self.keys) }
+    }
+}
+
+impl Substituters {
+    /// The client's sources that can be used, in their order. Those that cannot have been complained of.
+    pub(crate) async fn sources<'a>(&self, client: &'a Client) -> &'a [Arc<Source>] {
+        if !client.settings.substitute {
+            return &[];
+        }
+        let find = || async {
+            let mut found = Vec::new();
+            let mut seen = BTreeSet::new();
+            for url in client.settings.substituters.iter().take(MAX_SOURCES) {
+                if !seen.insert(url.trim_end_matches('/')) {
+                    continue;
+                }
+                match self.source(url, &client.settings).await {
+                    Ok(source) => found.push(source),
+                    Err(error) => client.warn_once(error.to_string()),
+                }
+            }
+            let opening = |source: Arc<Source>| async move { (source.open().await, source) };
+            let mut opening: FuturesOrdered<_> = found.into_iter().map(opening).collect();
+            let mut usable = Vec::new();
+            while let Some((opened, source)) = opening.next().await {
+                match opened {
+                    Ok(()) => usable.push(source),
+                    Err(error) => client.warn_once(error.to_string()),
+                }
+            }
+            usable.sort_by_key(|source| source.priority());
+            usable
+        };
+        client.sources.sources.get_or_init(find).await
+    }
+
+    /// The first source that has a path. With `check` one without the right signatures has not.
+    pub(crate) async fn offer(
+        &self,
+        client: &Client,
+        wanted: &Wanted,
+        excluded: &Excluded,
+        check: bool,
+        only_mass: bool,
+    ) -> Option<Offer> {
+        let sources = self.sources(client).await.iter().filter(|source| {
+            (!only_mass || source.wants_mass_query())
+                && (excluded.is_empty() || !excluded.contains(&(source.uri().to_owned(), wanted.path.clone())))
+        });
+        let mut asked: FuturesOrdered<_> =
+            sources.map(|source| self.offer_of(client, source.clone(), wanted, check)).collect();
+        while let Some(answer) = asked.next().await {
+            match answer {
+                Ok(Some(offer)) => return Some(offer),
+                Ok(None) => {}
+                Err(error) => client.warn_once(error.to_string()),
+            }
+        }
+        None
+    }
+
+    async fn offer_of(
+        &self,
+        client: &Client,
+        source: Arc<Source>,
+        wanted: &Wanted,
+        check: bool,
+    ) -> Result<Option<Offer>, Error> {
+        let dir = self.store.store_dir();
+        let elsewhere = source.store_dir != *dir;
+        let there = match (&wanted.ca, elsewhere) {
+            (_, false) => wanted.path.clone(),
+            (None, true) => return Ok(None),
+            (Some(ca), true) => {
+                let none = BTreeSet::new();
+                match content_address_path(&source.store_dir, wanted.path.name(), ca, &none, false) {
+                    Ok(there) => there,
+                    Err(_) => return Ok(None),
+                }
+            }
+        };
+        let Some(narinfo) = source.narinfo(&there, &client.settings).await? else { return Ok(None) };
+        let renamed = elsewhere || narinfo.info.path != wanted.path;
+        let by_contents = narinfo.info.references.is_empty() && narinfo.info.is_content_addressed(&source.store_dir);
+        if (elsewhere && narinfo.info.path != there) || (renamed && !by_contents) {
+            client.watch.log(
+                Verbosity::Error,
+                format!(
+                    "asked '{}' for '{}' but got '{}'",
+                    source.uri(),
+                    source.store_dir.display(&there),
+                    source.store_dir.display(&narinfo.info.path)
+                ),
+            );
+            return Ok(None);
+        }
+        let mut info = PathInfo { path: wanted.path.clone(), registration_time: 0, ..narinfo.info.clone() };
+        if renamed {
+            // Signatures were for the other path.
+            info.signatures.clear();
+            info.deriver = None;
+        }
+        if check && self.store.check_signatures(&info, client.policy(&source)).is_err() {
+            client.warn_once(format!(
+                "ignoring substitute for '{}' from '{}', as it's not signed by any of the keys in \
+                 'trusted-public-keys'",
+                dir.display(&wanted.path),
+                source.uri()
+            ));
+            return Ok(None);
+        }
+        Ok(Some(Offer { source, there, narinfo, info }))
+    }
+
+    /// What an output turned out to be, by the first source that knows and may say so.
+    pub(crate) async fn foreign_realisation(
+        &self,
+        client: &Client,
+        id: &DrvOutput,
+        check: bool,
+    ) -> Option<(Arc<Source>, Realisation)> {
+        let sources = self.sources(client).await;
+        let ask = |source: Arc<Source>| async move { (source.realisation(id).await, source) };
+        // A realisation says nothing of a path in another store directory.
+        let same = sources.iter().filter(|source| source.store_dir == *self.store.store_dir());
+        let mut asked: FuturesOrdered<_> = same.cloned().map(ask).collect();
+        while let Some((answer, source)) = asked.next().await {
+            match answer {
+                Ok(Some(realisation)) => {
+                    let trusted = match client.policy(&source) {
+                        SignaturePolicy::DontCheck => true,
+                        SignaturePolicy::Require(keys) => realisation.is_signed_by(keys),
+                    };
+                    if trusted || !check {
+                        return Some((source, realisation));
+                    }
+                    client.warn_once(format!(
+                        "ignoring realisation of '{id}' from '{}', as it's not signed by any of the keys in \
+                         'trusted-public-keys'",
+                        source.uri()
+                    ));
+                }
+                Ok(None) => {}
+                Err(error) => client.warn_once(error.to_string()),
+            }
+        }
+        None
+    }
+}
+
+/// Runs all of them, no more than `limit` at once.
+pub(crate) async fn at_most<F: Future>(limit: usize, work: impl IntoIterator<Item = F>) -> Vec<F::Output> {
+    let mut work = work.into_iter();
+    let mut running: FuturesUnordered<F> = work.by_ref().take(limit).collect();
+    let mut done = Vec::new();
+    while let Some(output) = running.next().await {
+        done.push(output);
+        running.extend(work.next());
+    }
+    done
+}

@@ -1,0 +1,146 @@
+//! One NAR from a source into the castore: download, decompression and import side by side.
+//!
+//! The download has a thread of its own; a bounded pipe is between it and the worker thread that decompresses, parses
+//! and stores. The NAR is neither in memory nor on disk at any time.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use fetch::Trouble;
+use nix_compat::hash::Hash;
+use store::{NewPath, Store};
+
+use crate::compression::decompressed;
+use crate::error::Error;
+use crate::offers::Offer;
+use crate::pipe::{PipeReader, Shared, pipe};
+use crate::watch::{Copying, Watch};
+
+/// Time between two news of progress.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Fetches what was offered. Everything that was claimed of it is checked, so that it can be registered when what it
+/// refers to is valid. Blocks.
+pub(crate) fn transfer(
+    store: &Store,
+    offer: &Offer,
+    shared: &Arc<Shared>,
+    watch: &dyn Watch,
+    copying: &Copying,
+) -> Result<NewPath, Error> {
+    let (cache, narinfo) = (&offer.source.cache, &offer.narinfo);
+    let (sink, reader) = pipe(shared.clone(), narinfo.file_hash.map(|hash| hash.algorithm()), narinfo.file_size);
+    std::thread::scope(|scope| {
+        let download = scope.spawn(move || {
+            let mut sink = sink;
+            let result = cache.copy(narinfo.url(), &mut sink);
+            // With the sink goes the pipe's end, which is what the other one waits for.
+            (result, sink.finish())
+        });
+        let imported = import(store, offer, reader, shared, watch, copying);
+        if imported.is_ok() {
+            shared.complete.store(true, Ordering::Release);
+        }
+        let Ok((downloaded, came)) = download.join() else {
+            return Err(Error::Thread("a download panicked".to_owned()));
+        };
+        if shared.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        match downloaded {
+            // When the import stopped reading, the download fails too, and the import's reason is the better one.
+            Err(Error::Download(error)) if is_broken_pipe(&error.cause) => imported,
+            Err(error) => Err(error),
+            Ok(()) => imported.and_then(|new| check_file(offer, came).map(|()| new)),
+        }
+    })
+}
+
+fn is_broken_pipe(cause: &Trouble) -> bool {
+    matches!(cause, Trouble::Disk(error) if error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn import(
+    store: &Store,
+    offer: &Offer,
+    reader: PipeReader,
+    shared: &Shared,
+    watch: &dyn Watch,
+    copying: &Copying,
+) -> Result<NewPath, Error> {
+    let compression = offer.narinfo.compression;
+    let unsupported = || Error::Compression { file: copying.file.clone(), compression };
+    let decoder = decompressed(compression, reader).map_err(|e| stream_error(copying, e))?;
+    let inner = decoder.ok_or_else(unsupported)?;
+    let mut nar =
+        Counted { inner, limit: offer.info.nar_size, length: 0, told: Instant::now(), shared, watch, copying };
+    let new = store.import_with_info(offer.info.clone(), &mut nar)?;
+    // The decoder has checks of its own at the end, which the archive does not reach.
+    match io::copy(&mut nar.by_ref().take(1), &mut io::sink()) {
+        Ok(0) => {}
+        Ok(_) => return Err(store::Error::TrailingBytes.into()),
+        Err(error) => return Err(stream_error(copying, error)),
+    }
+    nar.tell();
+    Ok(new)
+}
+
+fn stream_error(copying: &Copying, source: io::Error) -> Error {
+    store::Error::Stream { action: "decompress", what: copying.file.clone(), source }.into()
+}
+
+fn check_file(offer: &Offer, (length, hash): (u64, Option<Hash>)) -> Result<(), Error> {
+    let (narinfo, cache) = (&offer.narinfo, &offer.source.cache);
+    let wrong = |what, specified, got| {
+        let (uri, file) = (cache.uri.clone(), narinfo.url().to_owned());
+        Err(Error::File { uri, file, what, specified, got })
+    };
+    if let Some(size) = narinfo.file_size.filter(|size| *size != length) {
+        return wrong("size", size.to_string(), length.to_string());
+    }
+    match (narinfo.file_hash, hash) {
+        (Some(specified), Some(got)) if specified != got => {
+            wrong("hash", specified.to_prefixed_nix32(), got.to_prefixed_nix32())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A NAR on its way in.
+struct Counted<'a> {
+    inner: Box<dyn Read + Send + 'a>,
+    /// Its size by the narinfo: a few bytes of a compressed file can be very many.
+    limit: u64,
+    length: u64,
+    told: Instant,
+    shared: &'a Shared,
+    watch: &'a dyn Watch,
+    copying: &'a Copying,
+}
+
+impl Counted<'_> {
+    fn tell(&mut self) {
+        self.told = Instant::now();
+        let [file, of_file] = [&self.shared.file, &self.shared.of_file].map(|number| number.load(Ordering::Relaxed));
+        self.watch.progress(self.copying, file, of_file, self.length);
+    }
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.shared.is_cancelled() {
+            return Err(io::Error::other("cancelled"));
+        }
+        let count = self.inner.read(buf)?;
+        self.length += count as u64;
+        if self.length > self.limit {
+            return Err(io::Error::other(format!("the archive is longer than {} bytes", self.limit)));
+        }
+        if self.told.elapsed() >= INTERVAL {
+            self.tell();
+        }
+        Ok(count)
+    }
+}

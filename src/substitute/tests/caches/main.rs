@@ -1,0 +1,10 @@
+//! Real stores that fetch from binary caches: in directories, and from a small server that can do everything wrong.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod closures;
+mod failures;
+mod formats;
+mod realisations;
+mod rig;
+mod server;
+mod servers;
