@@ -310,7 +310,7 @@ fn trap_14_the_dead_among_given_paths() {
         }
         std::thread::sleep(Duration::from_millis(20));
     };
-    assert_eq!(deleted, [dead.clone()]);
+    assert_eq!(deleted, std::slice::from_ref(&dead));
     assert!(freed > 0);
     assert_eq!([&dead, &other, &live].map(|path| client.is_valid(path)), [false, true, true]);
 }
