@@ -257,6 +257,7 @@ impl Scheduler {
             };
             drv = built.path.clone();
             session.temp_roots.add(&drv);
+            session.let_see(&drv).await?;
         }
         Ok(drv)
     }
