@@ -276,8 +276,10 @@ impl Raw {
     }
 
     /// Whatever else the daemon says before it closes.
-    pub(crate) fn read_to_end(&mut self) {
-        let _ = self.stream.read_to_end(&mut Vec::new());
+    pub(crate) fn read_to_end(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let _ = self.stream.read_to_end(&mut bytes);
+        bytes
     }
 
     /// Says that no more will be sent, and goes on listening.

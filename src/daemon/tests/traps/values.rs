@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use daemon::Locations;
 use nix_compat::conf::Settings;
 use nix_compat::hash::{Algorithm, Hash, sha256};
 use nix_compat::signature::SecretKey;
@@ -611,6 +613,42 @@ fn trap_30_archives_keep_the_rules_of_names_order_and_bounds() {
         }
         assert_eq!(client.all_paths(), before);
     }
+}
+
+/// When contents turn out to be damaged while their archive is being sent, nothing can be said any more: the stream breaks
+/// off, so that no client takes half an archive, or wrong bytes, for the whole.
+#[test]
+fn trap_30_a_damaged_archive_breaks_off() {
+    let rig = Rig::new(true);
+    // Many blocks, none of which can be compressed.
+    let mut state = 1u64;
+    let mut noise = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) as u8
+    };
+    let contents: Vec<u8> = (0..3 << 20).map(|_| noise()).collect();
+    let archive = file_nar(&contents);
+    let claim = claim("damaged", &archive);
+    let mut client = Raw::new(&rig, NEWEST);
+    client.add(&claim, &archive).unwrap();
+    rig.store.sync().unwrap();
+    let mut damaged = 0;
+    for pack in std::fs::read_dir(Locations::below(rig.dir()).unwrap().state_dir.join("castored/packs")).unwrap() {
+        let pack = std::fs::File::options().read(true).write(true).open(pack.unwrap().path()).unwrap();
+        // In the middle: what comes before is sent, and right.
+        let (middle, mut byte) = (pack.metadata().unwrap().len() / 2, [0]);
+        pack.read_exact_at(&mut byte, middle).unwrap();
+        pack.write_all_at(&[byte[0] ^ 1], middle).unwrap();
+        damaged += 1;
+    }
+    assert_eq!(damaged, 1);
+    client.send(&op(38).text(&claim.path));
+    client.done();
+    let received = client.read_to_end();
+    assert!(received.len() < archive.len(), "{} of {} bytes", received.len(), archive.len());
+    assert!(archive.starts_with(&received), "what was sent before is not the beginning of the archive");
+    // The daemon goes on.
+    assert!(Raw::new(&rig, NEWEST).is_valid(&claim.path));
 }
 
 /// Names that begin with a dot are store paths, as long as the dots do not stand alone.

@@ -261,6 +261,49 @@ fn trap_14_features_change_encodings_and_their_absence_keeps_the_old_ones() {
     }
 }
 
+/// With the feature, a collection of the dead may be bound to paths: the others stay, dead or not. Without it there is no
+/// way to say so, and the request is refused instead of taking the whole store.
+#[test]
+fn trap_14_the_dead_among_given_paths() {
+    let rig = Rig::new(true);
+    let add = |client: &mut Raw, name: &str| {
+        let archive = file_nar(name);
+        let claim = claim(name, &archive);
+        client.add(&claim, &archive).unwrap();
+        claim.path
+    };
+    let delete = |paths: &[&String], scoped: bool| {
+        let paths = Msg::default().texts(paths);
+        let scope = if scoped { Msg::default().word(0).raw(paths.0).word(0) } else { paths };
+        op(20).word(2).raw(scope.0).word(0).word(u64::MAX).word(0).word(0).word(0)
+    };
+    let [dead, other, live] = {
+        let mut client = Raw::new(&rig, NEWEST);
+        ["dead", "other", "live"].map(|name| add(&mut client, name))
+    };
+    let mut holder = Raw::new(&rig, NEWEST);
+    holder.send(&op(11).text(&live));
+    holder.done();
+    holder.word();
+
+    let mut without = Raw::new(&rig, NEWEST);
+    without.send(&delete(&[&dead], false));
+    without.refused();
+    without.goes_on();
+    for path in [&dead, &other, &live] {
+        assert!(without.is_valid(path), "{path}");
+    }
+    drop(without);
+
+    let mut client = Raw::with_features(&rig, &[REFERRERS]);
+    client.send(&delete(&[&dead, &live], true));
+    client.done();
+    assert_eq!(client.texts(), [dead.clone()]);
+    assert!(client.word() > 0, "bytes freed");
+    client.word();
+    assert_eq!([&dead, &other, &live].map(|path| client.is_valid(path)), [false, true, true]);
+}
+
 /// Up to 1.29 a derivation without "!" stands for all its outputs, from 1.30 on for its file alone.
 #[test]
 fn trap_15_a_derivation_without_outputs_means_two_things() {
