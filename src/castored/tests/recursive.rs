@@ -114,7 +114,9 @@ impl Rig {
     }
 
     fn connect(&self, socket: &Path) -> Connection {
-        Connection::open_as(socket, self.dir(), MINOR).unwrap()
+        let mut client = Connection::open_as(socket, self.dir(), MINOR).unwrap();
+        client.set_limits(remote::Limits { silence: Some(PATIENCE), ..remote::Limits::default() });
+        client
     }
 
     /// Adds a text to the store, as somebody whom no build knows.
