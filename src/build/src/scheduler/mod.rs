@@ -270,6 +270,7 @@ impl Scheduler {
             };
             drv = built.path.clone();
             session.temp_roots.add(&drv);
+            session.let_see(&drv).await?;
         }
         Ok(drv)
     }
