@@ -163,3 +163,32 @@ fn a_cache_that_is_gone_halfway_fails_unless_one_may_build() {
     p.check();
     daemon.stop().unwrap();
 }
+
+#[test]
+fn a_derivation_may_want_to_be_built() {
+    let Some(s) = setup("subst-allow") else { return };
+    let daemon = s.start();
+    // The path of a fixed output depends neither on this attribute nor on the script.
+    let fixed = |script: &str, more: &str| {
+        let hash = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
+        let fixed = format!("outputHash = \"{hash}\"; outputHashAlgo = \"sha256\"; {more}");
+        derivation("fixed", script, &fixed)
+    };
+    let out = s.build(&fixed("echo hello > $out", "")).ok().unwrap().text();
+    let dir = s.room.tmp("allow-cache");
+    let url = format!("file://{}", dir.display());
+    s.nix(Who::Root, "nix").args(["copy", "--to", &url, &out]).ok().unwrap();
+    let build = |more: &str, options: &[&str]| {
+        s.nix(Who::Root, "nix-store").args(["--delete", &out]).ok().unwrap();
+        let build = s.nix(Who::Root, "nix-build").args(["--no-out-link", "-E", &fixed("exit 1", more)]);
+        build.args(["--option", "substituters", &url]).args(options)
+    };
+    // No signature is needed for what its contents name.
+    expect_contains(&build("", &[]).ok().unwrap().all(), "copying path").unwrap();
+    let refuses = "allowSubstitutes = false;";
+    expect_contains(&build(refuses, &[]).fails().unwrap().all(), "failed with exit code 1").unwrap();
+    s.build(&fixed("echo hello > $out", "")).ok().unwrap();
+    build(refuses, &["--option", "always-allow-substitutes", "true"]).ok().unwrap();
+    expect_contains(&build("", &["--option", "substitute", "false"]).fails().unwrap().all(), "exit code 1").unwrap();
+    daemon.stop().unwrap();
+}
