@@ -22,6 +22,7 @@ mod remote;
 mod serve_vectors;
 mod stdio;
 mod streams;
+mod substitute;
 mod upstream_formats;
 mod upstream_vectors;
 

@@ -52,6 +52,11 @@ pub trait Sink {
     /// Whether what was taken can be taken back, for a server that can only begin again.
     fn can_restart(&self) -> bool;
 
+    /// Whether anybody still waits for it; if not, nothing is tried again.
+    fn is_wanted(&self) -> bool {
+        true
+    }
+
     /// Another attempt will be made; the text says why.
     fn retrying(&mut self, _why: &str) {}
 }
@@ -110,6 +115,7 @@ impl Client {
         loop {
             let Err(cause) = self.attempt(url, sink, &mut state) else { return Ok(()) };
             let again = cause.is_transient()
+                && sink.is_wanted()
                 && attempt < self.settings.attempts
                 && (retry == Retry::Always || !cause.is_unreachable())
                 && (state.length == 0 || state.resumable || sink.can_restart());

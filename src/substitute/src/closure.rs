@@ -73,8 +73,19 @@ enum Found {
 }
 
 impl Client {
-    pub(crate) fn tell_error(&self, error: &Error) {
-        self.watch.log(Verbosity::Error, format!("error: {error}"));
+    /// Says why something could not be fetched.
+    pub(crate) fn tell_error(&self, what: &str, error: &Error) {
+        let mut text = format!("error: cannot fetch {what}: {error}");
+        let mut cause = std::error::Error::source(error);
+        while let Some(next) = cause {
+            // Some errors have their cause's text in their own.
+            let more = next.to_string();
+            if !text.ends_with(&more) {
+                text = format!("{text}: {more}");
+            }
+            cause = next.source();
+        }
+        self.watch.log(Verbosity::Error, text);
     }
 }
 
@@ -173,7 +184,8 @@ impl Substituters {
                 Err(error) => Err(error),
             };
             if let Err(error) = &result {
-                client.tell_error(error);
+                let what = format!("'{}' from '{}'", self.store.store_dir().display(path), offer.source.uri());
+                client.tell_error(&what, error);
                 offer.source.forget(&offer.there);
                 failed.insert((offer.source.uri().to_owned(), path.clone()));
             }
@@ -205,9 +217,8 @@ impl Substituters {
                 let (store, offer, control, watch) =
                     (self.store.clone(), offer.clone(), shared.0.clone(), client.watch.clone());
                 let work = move || {
-                    let _held = turn;
                     watch.began(&copying);
-                    let result = transfer(&store, &offer, &control, &*watch, &copying);
+                    let result = transfer(&store, &offer, &control, &*watch, &copying, turn);
                     watch.ended(&copying);
                     result
                 };

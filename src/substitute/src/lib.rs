@@ -80,7 +80,7 @@ impl Outcome {
 /// Who asks: which sources it may use, and what it is to be told.
 pub struct Client {
     settings: Arc<Settings>,
-    keys: Vec<PublicKey>,
+    keys: Arc<[PublicKey]>,
     roots: Arc<TempRoots>,
     watch: Arc<dyn Watch>,
     sources: ClientSources,
@@ -90,7 +90,7 @@ impl Client {
     /// What is made valid is added to `roots` before.
     pub fn new(settings: Arc<Settings>, roots: Arc<TempRoots>, watch: Arc<dyn Watch>) -> Self {
         // The daemon has warned of keys that are none; without them nothing is trusted.
-        let keys = settings.public_keys().unwrap_or_default();
+        let keys = settings.public_keys().unwrap_or_default().into();
         Self { settings, keys, roots, watch, sources: ClientSources::default() }
     }
 

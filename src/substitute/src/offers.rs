@@ -157,7 +157,7 @@ impl Substituters {
             info.signatures.clear();
             info.deriver = None;
         }
-        if check && self.store.check_signatures(&info, client.policy(&source)).is_err() {
+        if check && !self.is_trusted(client, &source, &info).await? {
             client.warn_once(format!(
                 "ignoring substitute for '{}' from '{}', as it's not signed by any of the keys in \
                  'trusted-public-keys'",
@@ -167,6 +167,16 @@ impl Substituters {
             return Ok(None);
         }
         Ok(Some(Offer { source, there, narinfo, info }))
+    }
+
+    /// Whether a client may have this from there. Signatures take a while: they are for a worker thread.
+    async fn is_trusted(&self, client: &Client, source: &Source, info: &PathInfo) -> Result<bool, Error> {
+        if matches!(client.policy(source), SignaturePolicy::DontCheck) {
+            return Ok(true);
+        }
+        let (store, keys, info) = (self.store.clone(), client.keys.clone(), info.clone());
+        let check = move || store.check_signatures(&info, SignaturePolicy::Require(&keys)).is_ok();
+        tokio::task::spawn_blocking(check).await.map_err(|e| Error::Thread(e.to_string()))
     }
 
     /// What an output turned out to be, by the first source that knows and may say so.

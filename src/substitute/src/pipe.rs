@@ -3,12 +3,15 @@
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use nix_compat::hash::{Algorithm, Hash, Hasher};
 
 /// Pieces of at most 64 KiB that a download may be ahead of the import.
 const PIECES: usize = 32;
+/// Time between two looks whether anybody still waits.
+const LOOK: Duration = Duration::from_millis(100);
 /// Bytes that may follow the end of the NAR in a file whose size nobody has told.
 const MAX_TRAILING: u64 = 1 << 20;
 
@@ -43,6 +46,7 @@ pub(crate) struct PipeSink {
 
 /// The end that a decoder reads from.
 pub(crate) struct PipeReader {
+    shared: Arc<Shared>,
     receive: Receiver<Vec<u8>>,
     piece: Vec<u8>,
     at: usize,
@@ -52,8 +56,8 @@ pub(crate) struct PipeReader {
 pub(crate) fn pipe(shared: Arc<Shared>, hash: Option<Algorithm>, size: Option<u64>) -> (PipeSink, PipeReader) {
     let (send, receive) = crossbeam_channel::bounded(PIECES);
     let hasher = hash.map(Hasher::new);
-    let sink = PipeSink { send, shared, hasher, limit: size, length: 0, trailing: 0 };
-    (sink, PipeReader { receive, piece: Vec::new(), at: 0 })
+    let reader = PipeReader { shared: shared.clone(), receive, piece: Vec::new(), at: 0 };
+    (PipeSink { send, shared, hasher, limit: size, length: 0, trailing: 0 }, reader)
 }
 
 impl PipeSink {
@@ -101,6 +105,10 @@ impl fetch::Sink for PipeSink {
         self.length == 0
     }
 
+    fn is_wanted(&self) -> bool {
+        !self.shared.is_cancelled()
+    }
+
     fn retrying(&mut self, why: &str) {
         tracing::info!("{why}");
     }
@@ -109,9 +117,14 @@ impl fetch::Sink for PipeSink {
 impl BufRead for PipeReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.at == self.piece.len() {
-            match self.receive.recv() {
+            // Looks up now and then: a server that stands still must not keep what nobody wants any more.
+            match self.receive.recv_timeout(LOOK) {
                 Ok(piece) => (self.piece, self.at) = (piece, 0),
-                Err(_) => return Ok(&[]),
+                Err(RecvTimeoutError::Disconnected) => return Ok(&[]),
+                Err(RecvTimeoutError::Timeout) if self.shared.is_cancelled() => {
+                    return Err(io::Error::other("cancelled"));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
             }
         }
         Ok(&self.piece[self.at..])

@@ -30,7 +30,7 @@ impl Substituters {
         match self.register_realisations(found.into_values().collect()).await {
             Ok(()) => Outcome::Substituted,
             Err(error) => {
-                client.tell_error(&error);
+                client.tell_error("a realisation", &error);
                 Outcome::Failed
             }
         }

@@ -16,7 +16,7 @@ use crate::health::Health;
 use crate::location::Location;
 
 /// Narinfos, and the lack of them, that are remembered of one source.
-const MAX_REMEMBERED: usize = 50_000;
+const MAX_REMEMBERED: usize = 20_000;
 /// Questions to one source at once where the settings set no limit.
 const MAX_LOOKUPS: usize = 100;
 /// Time for which it is remembered that a source lacks a path, unless a client has a setting of its own. Stock's hour
@@ -123,7 +123,7 @@ impl Source {
         self.ask(move || source.cache.realisation(&id)).await
     }
 
-    /// Asks on a worker thread, unless it has not answered lately.
+    /// Asks beside the async code, unless it has not answered lately.
     async fn ask<T: Send + 'static>(
         self: &Arc<Self>,
         question: impl FnOnce() -> Result<T, Error> + Send + 'static,
@@ -133,11 +133,19 @@ impl Source {
         if !self.health.is_open() {
             return Err(Error::Disabled(self.uri().to_owned()));
         }
-        let asked = tokio::task::spawn_blocking(move || {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let ask = move || {
             let _held = turn;
-            question()
-        });
-        let result = asked.await.unwrap_or_else(|e| Err(Error::Thread(e.to_string())));
+            let _ = answer.send(question());
+        };
+        if self.cache.is_local() {
+            tokio::task::spawn_blocking(ask);
+        } else {
+            // A thread of its own, for which nobody waits at the end: servers take their time.
+            let thread = std::thread::Builder::new().name("lookup".to_owned()).spawn(ask);
+            thread.map_err(|e| Error::Thread(e.to_string()))?;
+        }
+        let result = answered.await.unwrap_or_else(|_| Err(Error::Thread("it panicked".to_owned())));
         match &result {
             Ok(_) => self.health.succeeded(),
             Err(error) if error.is_outage() => {

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::RecvTimeoutError;
 use fetch::Trouble;
 use nix_compat::hash::Hash;
 use store::{NewPath, Store};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::compression::decompressed;
 use crate::error::Error;
@@ -21,41 +23,51 @@ use crate::watch::{Copying, Watch};
 /// Time between two news of progress.
 const INTERVAL: Duration = Duration::from_millis(100);
 
+/// What a download ends with: how it went, how long it was, and its hash if that was asked for.
+type Downloaded = (Result<(), Error>, (u64, Option<Hash>));
+
 /// Fetches what was offered. Everything that was claimed of it is checked, so that it can be registered when what it
-/// refers to is valid. Blocks.
+/// refers to is valid. Blocks, but not for long once it is cancelled: the download then ends by itself, and has `turn`
+/// until it does.
 pub(crate) fn transfer(
     store: &Store,
     offer: &Offer,
     shared: &Arc<Shared>,
     watch: &dyn Watch,
     copying: &Copying,
+    turn: OwnedSemaphorePermit,
 ) -> Result<NewPath, Error> {
-    let (cache, narinfo) = (&offer.source.cache, &offer.narinfo);
+    let narinfo = &offer.narinfo;
     let (sink, reader) = pipe(shared.clone(), narinfo.file_hash.map(|hash| hash.algorithm()), narinfo.file_size);
-    std::thread::scope(|scope| {
-        let download = scope.spawn(move || {
-            let mut sink = sink;
-            let result = cache.copy(narinfo.url(), &mut sink);
-            // With the sink goes the pipe's end, which is what the other one waits for.
-            (result, sink.finish())
-        });
-        let imported = import(store, offer, reader, shared, watch, copying);
-        if imported.is_ok() {
-            shared.complete.store(true, Ordering::Release);
+    let (done, ended) = crossbeam_channel::bounded::<Downloaded>(1);
+    let (source, url) = (offer.source.clone(), narinfo.url().to_owned());
+    let download = move || {
+        let _held = turn;
+        let mut sink = sink;
+        let result = source.cache.copy(&url, &mut sink);
+        // With the sink goes the pipe's end, which is what the other one waits for.
+        let _ = done.send((result, sink.finish()));
+    };
+    let thread = std::thread::Builder::new().name("download".to_owned()).spawn(download);
+    thread.map_err(|e| Error::Thread(e.to_string()))?;
+    let imported = import(store, offer, reader, shared, watch, copying);
+    if imported.is_ok() {
+        shared.complete.store(true, Ordering::Release);
+    }
+    let (downloaded, came) = loop {
+        match ended.recv_timeout(INTERVAL) {
+            _ if shared.is_cancelled() => return Err(Error::Cancelled),
+            Ok(downloaded) => break downloaded,
+            Err(RecvTimeoutError::Disconnected) => return Err(Error::Thread("a download panicked".to_owned())),
+            Err(RecvTimeoutError::Timeout) => {}
         }
-        let Ok((downloaded, came)) = download.join() else {
-            return Err(Error::Thread("a download panicked".to_owned()));
-        };
-        if shared.is_cancelled() {
-            return Err(Error::Cancelled);
-        }
-        match downloaded {
-            // When the import stopped reading, the download fails too, and the import's reason is the better one.
-            Err(Error::Download(error)) if is_broken_pipe(&error.cause) => imported,
-            Err(error) => Err(error),
-            Ok(()) => imported.and_then(|new| check_file(offer, came).map(|()| new)),
-        }
-    })
+    };
+    match downloaded {
+        // When the import stopped reading, the download fails too, and the import's reason is the better one.
+        Err(Error::Download(error)) if is_broken_pipe(&error.cause) => imported,
+        Err(error) => Err(error),
+        Ok(()) => imported.and_then(|new| check_file(offer, came).map(|()| new)),
+    }
 }
 
 fn is_broken_pipe(cause: &Trouble) -> bool {

@@ -1,0 +1,194 @@
+//! Binary caches that stock clients write, as sources of the daemon.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+use compat_tests::Who;
+use compat_tests::checks::expect_contains;
+
+use crate::{Setup, derivation, setup};
+
+/// Compressions that stock writes and castored reads.
+const COMPRESSIONS: [&str; 9] = ["none", "xz", "bzip2", "gzip", "zstd", "br", "lz4", "lzip", "lzma"];
+
+/// A made path that refers to another, both copied to a signed cache and deleted again.
+struct Published {
+    dir: PathBuf,
+    url: String,
+    key: String,
+    outer: String,
+    inner: String,
+    expression: String,
+}
+
+impl Published {
+    fn new(s: &Setup, name: &str, parameters: &str) -> Self {
+        let secret = s.room.tmp(&format!("{name}.secret"));
+        let public = s.room.tmp(&format!("{name}.public"));
+        let key = s.nix(Who::Root, "nix-store").arg("--generate-binary-cache-key").arg(format!("{name}-1"));
+        key.arg(&secret).arg(&public).ok().unwrap();
+        let inner = derivation(&format!("{name}-inner"), "echo inner > $out", "");
+        let outer = derivation(&format!("{name}-outer"), "echo $inner > $out", &format!("inner = {inner};"));
+        let out = s.build(&outer).ok().unwrap().text();
+        let inner = fs::read_to_string(&out).unwrap().trim().to_owned();
+        let dir = s.room.tmp(&format!("{name}-cache"));
+        let to = format!("file://{}?secret-key={}{parameters}", dir.display(), secret.display());
+        s.nix(Who::Root, "nix").args(["copy", "--to", &to, &out]).ok().unwrap();
+        s.nix(Who::Root, "nix-store").args(["--delete", &out, &inner]).ok().unwrap();
+        assert!(!Path::new(&out).exists() && !Path::new(&inner).exists());
+        Self {
+            url: format!("file://{}", dir.display()),
+            dir,
+            key: fs::read_to_string(public).unwrap().trim().to_owned(),
+            outer: out,
+            inner,
+            expression: outer,
+        }
+    }
+
+    fn check(&self) {
+        assert_eq!(fs::read_to_string(&self.outer).unwrap(), format!("{}\n", self.inner));
+        assert_eq!(fs::read_to_string(&self.inner).unwrap(), "inner\n");
+    }
+
+    fn forget(&self, s: &Setup) {
+        s.nix(Who::Root, "nix-store").args(["--delete", &self.outer, &self.inner]).ok().unwrap();
+    }
+}
+
+/// Serves a directory until the test ends; gives its URL.
+fn serve(dir: PathBuf) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let dir = dir.clone();
+            std::thread::spawn(move || {
+                let (mut head, mut byte) = (Vec::new(), [0]);
+                while !head.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
+                    head.push(byte[0]);
+                }
+                let head = String::from_utf8_lossy(&head).into_owned();
+                let path = head.split(' ').nth(1).unwrap_or("/").trim_start_matches('/').to_owned();
+                let (status, body) = match fs::read(dir.join(path)) {
+                    Ok(body) => ("200 OK", body),
+                    Err(_) => ("404 Not Found", Vec::new()),
+                };
+                let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+                let _ = stream.write_all(&[head.as_bytes(), &body].concat());
+            });
+        }
+    });
+    url
+}
+
+#[test]
+fn every_compression_that_stock_writes() {
+    let Some(s) = setup("subst-forms") else { return };
+    let daemon = s.start();
+    for compression in COMPRESSIONS {
+        let p = Published::new(&s, &format!("c-{compression}"), &format!("&compression={compression}"));
+        let call = s.nix(Who::Root, "nix-store").args(["-r", &p.outer, "--option", "substituters", &p.url]);
+        call.args(["--option", "trusted-public-keys", &p.key]).ok().unwrap();
+        p.check();
+    }
+    daemon.stop().unwrap();
+}
+
+#[test]
+fn all_releases_realise_from_a_server() {
+    let Some(s) = setup("subst-http") else { return };
+    let daemon = s.start();
+    let p = Published::new(&s, "http", "");
+    let url = serve(p.dir.clone());
+    for release in &s.machine.releases {
+        let options = ["--option", "substituters", &url, "--option", "trusted-public-keys", &p.key];
+        let nix = |name| compat_tests::Call::nix(&s.room, Who::Root, release, name);
+        nix("nix-store").args(["-r", &p.outer]).args(options).ok().unwrap();
+        p.check();
+        p.forget(&s);
+        // What nix-build says beforehand, and that nothing is built.
+        let build = nix("nix-build").args(["--no-out-link", "-E", &p.expression]).args(options);
+        let said = build.args(["-j", "0"]).ok().unwrap();
+        expect_contains(&said.all(), "will be fetched").unwrap();
+        expect_contains(&said.all(), &format!("copying path '{}' from '{url}'", p.outer)).unwrap();
+        p.check();
+        p.forget(&s);
+    }
+    daemon.stop().unwrap();
+}
+
+#[test]
+fn an_untrusted_user_chooses_among_what_is_trusted() {
+    let Some(s) = setup("subst-trust") else { return };
+    let first = s.start();
+    let p = Published::new(&s, "trust", "");
+    let other = Published::new(&s, "other", "");
+    first.stop().unwrap();
+    let conf = compat_tests::subject::default_conf();
+    let conf = format!("{conf}trusted-substituters = {}\nextra-trusted-public-keys = {}\n", p.url, p.key);
+    let daemon = s.subject.start_with(&s.room, &conf).unwrap();
+    let realise = |p: &Published, url: &str| {
+        s.nix(Who::User, "nix-store")
+            .args(["-r", &p.outer, "--option", "substituters", url, "--option"])
+            .args(["trusted-public-keys", &p.key])
+    };
+    // Neither another cache nor another key counts.
+    expect_contains(&realise(&other, &other.url).fails().unwrap().all(), "ignoring untrusted substituter").unwrap();
+    assert!(!Path::new(&other.outer).exists());
+    realise(&p, &p.url).ok().unwrap();
+    p.check();
+    daemon.stop().unwrap();
+}
+
+#[test]
+fn a_cache_that_is_gone_halfway_fails_unless_one_may_build() {
+    let Some(s) = setup("subst-fallback") else { return };
+    let daemon = s.start();
+    let p = Published::new(&s, "gone", "");
+    for file in fs::read_dir(p.dir.join("nar")).unwrap() {
+        fs::write(file.unwrap().path(), "not an archive").unwrap();
+    }
+    let options = ["--option", "substituters", &p.url, "--option", "trusted-public-keys", &p.key];
+    let build = |more: &[&str]| {
+        s.nix(Who::Root, "nix-build").args(["--no-out-link", "-E", &p.expression]).args(options).args(more)
+    };
+    let said = build(&[]).fails().unwrap().all();
+    expect_contains(&said, "some substitutes for the outputs of derivation").unwrap();
+    expect_contains(&said, "try '--fallback' to build derivation from source").unwrap();
+    assert!(!Path::new(&p.outer).exists());
+    build(&["--fallback"]).ok().unwrap();
+    p.check();
+    daemon.stop().unwrap();
+}
+
+#[test]
+fn a_derivation_may_want_to_be_built() {
+    let Some(s) = setup("subst-allow") else { return };
+    let daemon = s.start();
+    // The path of a fixed output depends neither on this attribute nor on the script.
+    let fixed = |script: &str, more: &str| {
+        let hash = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
+        let fixed = format!("outputHash = \"{hash}\"; outputHashAlgo = \"sha256\"; {more}");
+        derivation("fixed", script, &fixed)
+    };
+    let out = s.build(&fixed("echo hello > $out", "")).ok().unwrap().text();
+    let dir = s.room.tmp("allow-cache");
+    let url = format!("file://{}", dir.display());
+    s.nix(Who::Root, "nix").args(["copy", "--to", &url, &out]).ok().unwrap();
+    let build = |more: &str, options: &[&str]| {
+        s.nix(Who::Root, "nix-store").args(["--delete", &out]).ok().unwrap();
+        let build = s.nix(Who::Root, "nix-build").args(["--no-out-link", "-E", &fixed("exit 1", more)]);
+        build.args(["--option", "substituters", &url]).args(options)
+    };
+    // No signature is needed for what its contents name.
+    expect_contains(&build("", &[]).ok().unwrap().all(), "copying path").unwrap();
+    let refuses = "allowSubstitutes = false;";
+    expect_contains(&build(refuses, &[]).fails().unwrap().all(), "failed with exit code 1").unwrap();
+    s.build(&fixed("echo hello > $out", "")).ok().unwrap();
+    build(refuses, &["--option", "always-allow-substitutes", "true"]).ok().unwrap();
+    expect_contains(&build("", &["--option", "substitute", "false"]).fails().unwrap().all(), "exit code 1").unwrap();
+    daemon.stop().unwrap();
+}
