@@ -56,7 +56,7 @@ impl Far {
             let room = Room::enter(&format!("{name}-far")).unwrap();
             // Stock kills whatever runs as a builder, in every room.
             let conf = if subject.is_stock() { conf_without_builders() } else { default_conf() };
-            let conf = format!("{conf}system-features = big kvm\n");
+            let conf = format!("{conf}system-features = big gpu\n");
             let daemon = subject.start_with(&room, &conf).unwrap();
             tell.send(room.dir().to_owned()).unwrap();
             let _ = stopped.recv();
