@@ -274,7 +274,7 @@ fn quoted(arg: &str) -> String {
 }
 
 /// Removes terminal colour sequences (`ESC [ ... letter`).
-pub(crate) fn without_escapes(text: &str) -> String {
+pub fn without_escapes(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars();
     while let Some(c) = chars.next() {

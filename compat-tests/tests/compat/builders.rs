@@ -297,16 +297,16 @@ fn features_and_systems_choose_the_machine() {
         derivation(name, "echo x > $out", &format!("requiredSystemFeatures = [ {features} ];"))
     };
     // The first cannot be reached, so whoever tries it says so.
-    let both = format!("ssh://nowhere.example - - 1 1 other; {far} - - 1 1 big,kvm big");
+    let both = format!("ssh://nowhere.example - - 1 1 other; {far} - - 1 1 big,gpu big");
     let built = near.build(&both, &needs("big", "\"big\"")).ok().unwrap();
     assert!(!built.stderr.contains("nowhere.example"), "{}", built.stderr);
-    let built = near.build(&both, &needs("big-kvm", "\"kvm\" \"big\"")).ok().unwrap();
+    let built = near.build(&both, &needs("big-gpu", "\"gpu\" \"big\"")).ok().unwrap();
     assert!(!built.stderr.contains("nowhere.example"), "{}", built.stderr);
     // The feature that must be asked for is not asked for.
-    let failed = near.build(&both, &needs("kvm", "\"kvm\"")).fails().unwrap();
+    let failed = near.build(&both, &needs("gpu", "\"gpu\"")).fails().unwrap();
     for text in [
         "Failed to find a machine for remote build!",
-        "(x86_64-linux, [kvm])",
+        "(x86_64-linux, [gpu])",
         "2 available machines:",
         "missing system features",
     ] {

@@ -1,10 +1,15 @@
 //! Stock clients that run in a build and use the store from there.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use compat_tests::call::without_escapes;
 use compat_tests::checks::expect_contains;
 use compat_tests::subject::default_conf;
-use compat_tests::{Call, Who};
+use compat_tests::wire::{Client, Request};
+use compat_tests::{Call, Error, Who};
 
 use crate::{derivation, setup};
 
@@ -82,4 +87,103 @@ fn a_build_uses_the_store_with_nix_2_26() {
 #[test]
 fn a_build_uses_the_store_with_nix_2_34() {
     builds_with_a_client_inside("2.34.8");
+}
+
+/// The first socket of a build that is there.
+fn socket() -> Option<PathBuf> {
+    let mut todo = vec![PathBuf::from("/nix/var/nix/builds"), PathBuf::from("/nix/var/nix/castored/builds")];
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            if entry.file_name() == ".nix-socket" {
+                return Some(entry.path());
+            }
+            // Not into what the build itself has made.
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                todo.push(entry.path());
+            }
+        }
+    }
+    None
+}
+
+/// What a request is answered: its error, or that there is none.
+fn answer(socket: &Path, request: Request) -> String {
+    let mut client = Client::new(UnixStream::connect(socket).unwrap()).unwrap();
+    assert!(!client.trusted);
+    client.send(&request.0).unwrap();
+    match client.finish() {
+        Ok(()) => "answered".into(),
+        Err(Error::Refused(text)) => without_escapes(&text),
+        Err(other) => other.to_string(),
+    }
+}
+
+#[test]
+fn what_a_build_may_not_ask_for_is_refused_in_stocks_words() {
+    let Some(s) = setup("recursive-refusals") else { return };
+    let daemon = s.subject.start_with(&s.room, &conf("")).unwrap();
+    let secret = s.room.write("secret", "a secret\n").unwrap();
+    let secret = s.nix(Who::User, "nix-store").arg("--add").arg(&secret).ok().unwrap().text();
+    let expression = derivation(
+        "outer",
+        "while [ ! -e go ]; do sleep 0.05; done; echo > $out",
+        "requiredSystemFeatures = [ \"recursive-nix\" ];",
+    );
+    let building = s.build(&expression).spawn().unwrap();
+    let start = Instant::now();
+    let socket = loop {
+        // The socket is there before anybody answers; who connects then waits.
+        if let Some(socket) = socket() {
+            break socket;
+        }
+        assert!(start.elapsed() < Duration::from_secs(30), "no socket");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let path = |op: u64| Request::numbered(op).string(&secret);
+    let unknown = |what: &str| format!("cannot {what} unknown path '{secret}' in recursive Nix");
+    let invalid = format!("path '{secret}' is not valid");
+    let unbuildable = format!("cannot build '{secret}' in recursive Nix because path is unknown");
+    // Stock notices when it has begun to answer, and closes the connection.
+    let undumpable = if s.subject.is_stock() { "answered".to_owned() } else { unknown("dump") };
+    let answered = "answered";
+    let collect = |ignore: u64| {
+        Request::numbered(20).word(2).strings::<&str>(&[]).word(ignore).word(u64::MAX).word(0).word(0).word(0)
+    };
+    let mut wrong = Vec::new();
+    for (name, request, expected) in [
+        ("IsValidPath", path(1), answered),
+        ("QueryReferrers", path(6), answered),
+        ("BuildPaths", Request::numbered(9).strings(&[&secret]).word(0), &unbuildable),
+        ("BuildPaths, check", Request::numbered(9).strings::<&str>(&[]).word(2), "unsupported build mode"),
+        ("EnsurePath", path(10), &unknown("substitute")),
+        ("AddTempRoot", path(11), answered),
+        ("AddIndirectRoot", Request::numbered(12).string("/tmp/link"), answered),
+        ("SyncWithGC", Request::numbered(13), answered),
+        ("FindRoots", Request::numbered(14), answered),
+        ("QueryDeriver", path(18), &invalid),
+        ("CollectGarbage", collect(0), answered),
+        ("CollectGarbage, alive", collect(1), "you are not allowed to ignore liveness"),
+        ("QueryAllValidPaths", Request::numbered(23), answered),
+        ("QueryPathInfo", path(26), answered),
+        ("QueryValidPaths", Request::numbered(31).strings(&[&secret]).word(0), answered),
+        ("QueryValidDerivers", path(33), answered),
+        ("OptimiseStore", Request::numbered(34), answered),
+        ("VerifyStore", Request::numbered(35).word(1).word(0), answered),
+        ("VerifyStore, repair", Request::numbered(35).word(1).word(1), "you are not privileged to repair paths"),
+        ("AddSignatures", path(37).strings::<&str>(&[]), "operation 'addSignatures' is not supported by store 'local'"),
+        ("NarFromPath", path(38), &undumpable),
+        ("QueryMissing", Request::numbered(40).strings(&[&secret]), answered),
+        ("QueryDerivationOutputMap", path(41), &unknown("query output map for")),
+        ("BuildPathsWithResults", Request::numbered(46).strings(&[&secret]).word(0), &unbuildable),
+    ] {
+        let answer = answer(&socket, request);
+        if answer != expected {
+            wrong.push(format!("{name}: {answer}\n  instead of: {expected}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    fs::write(socket.with_file_name("go"), "").unwrap();
+    let output = building.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    daemon.stop().unwrap();
 }

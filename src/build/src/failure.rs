@@ -173,7 +173,8 @@ pub fn request_error(
         // Bits of build failures add up; a general failure among them says nothing more.
         if status >= BUILD_FAILURE_BASE { all | status } else { all.max(status) }
     });
-    let texts = if rest.is_empty() { Vec::new() } else { failed.iter().map(|(_, r)| r.error.clone()).collect() };
+    let reasons = failed.iter().map(|(_, result)| result.error.clone()).filter(|text| !text.is_empty());
+    let texts = if rest.is_empty() { Vec::new() } else { reasons.collect() };
     Some((texts, error))
 }
 

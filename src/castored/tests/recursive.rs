@@ -114,7 +114,9 @@ impl Rig {
     }
 
     fn connect(&self, socket: &Path) -> Connection {
-        Connection::open_as(socket, self.dir(), MINOR).unwrap()
+        let mut client = Connection::open_as(socket, self.dir(), MINOR).unwrap();
+        client.set_limits(remote::Limits { silence: Some(PATIENCE), ..remote::Limits::default() });
+        client
     }
 
     /// Adds a text to the store, as somebody whom no build knows.
@@ -361,6 +363,18 @@ fn a_build_knows_its_inputs_and_what_it_adds_and_nothing_else() {
         let reference = [secret.clone()].into();
         let pointing = Request::AddTextToStore { name: "pointing".into(), text: Vec::new(), references: reference };
         refused(ask(&pointing), "is not valid");
+        let mut sneaky = rig.derivation("sneaky", &format!("$b cat {} > $out", rig.show(&secret)), &[&secret], false);
+        let unsaid = Request::AddTextToStore {
+            name: "sneaky.drv".into(),
+            text: sneaky.to_aterm(rig.dir()),
+            references: BTreeSet::new(),
+        };
+        refused(ask(&unsaid), &format!("path '{}' is not valid", rig.show(&secret)));
+        sneaky.basic.input_srcs.clear();
+        sneaky.basic.outputs.insert(OutputName::default(), Output::Deferred);
+        sneaky.basic.env.insert(b"out".to_vec(), Vec::new());
+        sneaky.fill_outputs(rig.dir(), &mut |_| None).unwrap();
+        let sneaky = added(ask(&rig.to_add(&sneaky)));
         let mut claimed = text_info(rig.dir(), "secret", "a secret", &[]);
         assert_eq!(claimed.path, secret);
         let guess = nar(b"a guess!");
@@ -418,7 +432,7 @@ fn a_build_knows_its_inputs_and_what_it_adds_and_nothing_else() {
             Request::AddTextToStore { name: "later".into(), text: added_text.into(), references: BTreeSet::new() };
         let later = added(client.call(&text, nothing));
         let known: BTreeSet<StorePath> =
-            [&input, &other, &first.path, &second.path, &tree, &old, &later].into_iter().cloned().collect();
+            [&sneaky, &input, &other, &first.path, &second.path, &tree, &old, &later].into_iter().cloned().collect();
         assert_eq!(client.call(&Request::QueryAllValidPaths, nothing).unwrap(), Response::Paths(known));
 
         // Nothing of it is garbage while the build runs, although nothing roots it.

@@ -201,13 +201,13 @@ fn an_untrusted_peer_may_add_what_is_content_addressed() {
     narinfo(&mut claim).ca = ca(nar_hash.as_bytes());
     fixture.refused(claim, Code::PermissionDenied, "not content-addressed");
 
-    // An address that leaves references to itself out cannot be checked, so it proves nothing.
+    // The same for one that leaves references to itself out.
     let own = source_path(&StoreDir::default(), "own", &[2; 32], &none, true).unwrap();
     let mut claim = message_for(&own, &node, nar_hash, nar_size);
     claim.references = vec![Bytes::copy_from_slice(&own.digest())];
     narinfo(&mut claim).reference_names = vec![own.base_name().to_owned()];
     narinfo(&mut claim).ca = ca(&[2; 32]);
-    fixture.refused(claim, Code::PermissionDenied, "not content-addressed");
+    fixture.refused(claim, Code::InvalidArgument, "ca hash mismatch");
 
     let mut claim = message_for(&path, &node, nar_hash, nar_size);
     narinfo(&mut claim).ca = ca(nar_hash.as_bytes());

@@ -164,6 +164,20 @@ impl Gate {
         self.show(closure)
     }
 
+    /// Refuses derivations that name what the build may not see, though they need not say so in their references: having
+    /// them built would bring it to light.
+    fn check_derivations(&self, new: &BTreeSet<StorePath>) -> Result<(), GateError> {
+        for path in new.iter().filter(|path| path.is_derivation()) {
+            // What is no derivation cannot be built.
+            let Ok(derivation) = self.store.derivation(path) else { continue };
+            let mut named = derivation.references().into_iter();
+            if let Some(hidden) = named.find(|named| !self.allows(named) && !new.contains(named)) {
+                return Err(GateError::NotValid(self.store.store_dir().display(&hidden)));
+            }
+        }
+        Ok(())
+    }
+
     fn show(&self, mut paths: BTreeSet<StorePath>) -> Result<(), GateError> {
         let mut window = self.window.lock();
         let window = window.as_mut().ok_or(GateError::Closed)?;
@@ -174,6 +188,7 @@ impl Gate {
             return Err(GateError::OwnOutput(display(own)));
         }
         paths.iter().for_each(|path| self.roots.add(path));
+        self.check_derivations(&paths)?;
         let names: Vec<&str> = paths.iter().map(StorePath::base_name).collect();
         window.show(&names).map_err(|source| GateError::Show { path: display(first), source })?;
         self.seen.write().extend(paths);

@@ -181,6 +181,7 @@ impl Realisation {
             let path = self.scheduler.store.store_dir().display(&drv);
             return Err(InputFailure::Other(Failure::misc(format!("'{path}' is not a derivation"))));
         }
+        self.session.let_see(&drv).await.map_err(InputFailure::Other)?;
         let (store, path, needed) = (self.scheduler.store.clone(), drv.clone(), wanted.clone());
         let known = blocking(move || known_outputs(&store, &path, &needed, &Plan::peek(&store, &path)?)).await;
         match known.map_err(InputFailure::Other)? {

@@ -144,7 +144,7 @@ impl Scheduler {
 
     /// Has paths made, and says how each of them went, in the order of the request.
     ///
-    /// Without `keep-going` the first failure ends the request; what was not decided by then is left out of the answer.
+    /// Without `keep-going` the first failure ends the request; what was not decided by then is a failure without a reason.
     /// Dropping the future withdraws the client's interest: builds that nobody else wants are killed.
     pub async fn realise(
         self: &Arc<Self>,
@@ -186,7 +186,8 @@ impl Scheduler {
                 }
             }
         }
-        paths.into_iter().zip(results).filter_map(|(path, result)| Some((path, result?))).collect()
+        let undecided = || BuildResult::new(BuildStatus::MiscFailure, "");
+        paths.into_iter().zip(results).map(|(path, result)| (path, result.unwrap_or_else(undecided))).collect()
     }
 
     /// Builds a derivation that the client has at hand; its inputs are in the store.
@@ -269,6 +270,7 @@ impl Scheduler {
             };
             drv = built.path.clone();
             session.temp_roots.add(&drv);
+            session.let_see(&drv).await?;
         }
         Ok(drv)
     }

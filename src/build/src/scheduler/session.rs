@@ -14,6 +14,7 @@ use substitute::Copying;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::goal::blocking;
 use super::substitution::ToSession;
 use crate::failure::Failure;
 use crate::options::Options;
@@ -168,6 +169,14 @@ impl Session {
     /// What such a client is told.
     pub(crate) fn entangled_failure(&self, wanted: &str) -> Failure {
         Failure::misc(format!("cannot build '{wanted}' within a build that it needs itself"))
+    }
+
+    /// Lets the running build that the client is part of see a derivation that it has had built, before that is built in
+    /// turn: it must not name what the build may not see.
+    pub(crate) async fn let_see(&self, drv: &StorePath) -> Result<(), Failure> {
+        let Some(gate) = self.gate.clone() else { return Ok(()) };
+        let paths = [drv.clone()].into();
+        blocking(move || gate.admit_built(&paths).map_err(Failure::misc)).await
     }
 
     /// The derivations that are being built around the client.

@@ -42,6 +42,11 @@ async fn what_depends_on_a_failure_fails_too() {
     let (results, _) = rig.build(&[&user, &fine], &[("keep-going", "true")]).await;
     assert_eq!(results.len(), 2);
     assert_eq!(results[1].status, BuildStatus::Built);
+
+    // The first failure ends the request; the other is no success, but has no reason of its own.
+    let slow = rig.add(&rig.derivation("slow", "$b sleep 20; echo > $out"));
+    let (results, _) = rig.build(&[&user, &slow], &[]).await;
+    assert_eq!((results[1].status, results[1].error.as_str()), (BuildStatus::MiscFailure, ""));
 }
 
 #[tokio::test(flavor = "multi_thread")]

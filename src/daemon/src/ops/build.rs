@@ -21,6 +21,14 @@ fn check_mode(session: &Session, mode: BuildMode) -> Result<(), OpError> {
     Ok(())
 }
 
+/// What stock does not read without its experimental feature ends the connection, as there.
+fn check_dynamic(session: &Session, paths: &[DerivedPath]) -> Result<(), OpError> {
+    if paths.iter().any(|path| matches!(path, DerivedPath::Dynamic { .. })) {
+        session.settings.require_feature("dynamic-derivations").map_err(|e| OpError::fatal(e.to_string()))?;
+    }
+    Ok(())
+}
+
 pub(super) fn client(session: &Session) -> ::build::Client {
     // Giving up is dropping the work, so nothing needs to be cancelled by name.
     let cancel = CancellationToken::new();
@@ -55,6 +63,7 @@ async fn realise(
 /// BuildPaths: the first failure is the answer.
 pub(super) async fn paths(session: &Session, paths: Vec<DerivedPath>, mode: BuildMode) -> Result<Response, OpError> {
     check_mode(session, mode)?;
+    check_dynamic(session, &paths)?;
     let results = realise(session, paths, mode).await?;
     all_succeeded(session, &results)
 }
@@ -80,6 +89,7 @@ pub(super) async fn paths_with_results(
     mode: BuildMode,
 ) -> Result<Response, OpError> {
     check_mode(session, mode)?;
+    check_dynamic(session, &paths)?;
     Ok(Response::KeyedBuildResults(realise(session, paths, mode).await?))
 }
 
@@ -135,6 +145,7 @@ async fn own_path(session: &Session, drv_path: StorePath, derivation: &BasicDeri
 
 /// QueryMissing.
 pub(super) async fn missing(session: &Session, paths: Vec<DerivedPath>) -> Result<Response, OpError> {
+    check_dynamic(session, &paths)?;
     let missing = session.daemon.scheduler.query_missing(paths, session.settings.clone(), client(session)).await;
     missing.map(Response::Missing).map_err(|e| OpError::new(e.to_string()))
 }
