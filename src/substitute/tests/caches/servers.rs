@@ -138,3 +138,26 @@ async fn a_server_that_is_busy_is_asked_again() {
     let (outcome, told) = rig.fetch(&[&server.url()], &[], &entry).await;
     assert_eq!(outcome, Outcome::Substituted, "{}", told.lines());
 }
+
+#[test]
+fn a_silent_server_does_not_hold_up_the_end() {
+    let cache = Cache::new();
+    let entry = cache.add("x", b"x", &[]);
+    for silent in [".narinfo", ".nar.zstd"] {
+        let server = Server::with(cache.path(), move |path, _| path.ends_with(silent).then(Vec::new));
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let (url, path) = (server.url(), entry.path().clone());
+        runtime.spawn(async move {
+            let rig = Rig::new();
+            let (client, _) = rig.client(&[&url], &[("stalled-download-timeout", "60")]);
+            rig.get(&client, &path).await
+        });
+        let start = Instant::now();
+        while server.count(silent) == 0 {
+            assert!(start.elapsed() < Duration::from_secs(10));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        drop(runtime);
+        assert!(start.elapsed() < Duration::from_secs(12), "{silent}: {:?}", start.elapsed());
+    }
+}
