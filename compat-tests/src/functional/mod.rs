@@ -29,7 +29,7 @@ use setting::Setting;
 pub const RELEASES: [&str; 1] = ["2.26.3"];
 
 /// Debian packages that the tests use.
-const PACKAGES: &[&str] = &["busybox-static", "fuse3", "git", "mercurial", "openssh-client", "patchelf"];
+const PACKAGES: &[&str] = &["bash-static", "busybox-static", "fuse3", "git", "mercurial", "openssh-client", "patchelf"];
 
 /// Lines of a failed test's log that are shown when it was asked for by name.
 const SHOWN_LINES: usize = 60;
