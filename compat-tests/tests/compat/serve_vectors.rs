@@ -3,7 +3,6 @@
 //! alike are the same as there, byte for byte.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Debug;
 
 use nix_compat::content_address::ContentAddress;
 use nix_compat::hash::NarHash;
@@ -15,6 +14,7 @@ use nix_compat::wire::{Invalid, ReadError, Reader, Writer};
 use nix_compat::worker::{BuildResult, BuildStatus, BuiltOutput};
 
 use crate::unit_data;
+use crate::upstream_vectors::each;
 
 /// What is done with the contents of a file.
 type Check = fn(&[u8]);
@@ -99,27 +99,6 @@ fn protocol(minor: u16) -> Protocol {
 
 fn path(name: &str) -> StorePath {
     StorePath::from_base_name(&format!("g1w7hy3qg1w7hy3qg1w7hy3qg1w7hy3q-{name}")).unwrap()
-}
-
-/// Checks that the bytes are these values one after the other, and nothing else.
-fn each<T: PartialEq + Debug>(
-    bytes: &[u8],
-    wanted: &[T],
-    read: impl Fn(&mut Reader<'_>) -> Result<T, ReadError>,
-    write: impl Fn(&T, &mut Writer),
-) {
-    let (mut reader, mut writer) = (Reader::new(bytes), Writer::new());
-    for value in wanted {
-        let start = reader.position();
-        assert_eq!(&read(&mut reader).unwrap(), value);
-        for end in start..reader.position() {
-            let cut = read(&mut Reader::new(&bytes[start..end]));
-            assert!(matches!(cut, Err(ReadError::Incomplete { .. })), "{value:?} from {} bytes", end - start);
-        }
-        write(value, &mut writer);
-        assert_eq!(writer.as_bytes(), &bytes[..reader.position()], "{value:?} is written another way");
-    }
-    reader.finish().unwrap();
 }
 
 /// Options stand at the end of a request.

@@ -89,7 +89,7 @@ fn values<T: Value + PartialEq + Debug>(minor: u16, bytes: &[u8], wanted: &[T]) 
 }
 
 /// The same with functions that read and write.
-fn each<T: PartialEq + Debug>(
+pub(crate) fn each<T: PartialEq + Debug>(
     bytes: &[u8],
     wanted: &[T],
     read: impl Fn(&mut Reader<'_>) -> Result<T, ReadError>,

@@ -110,7 +110,7 @@ impl Finished<'_> {
     /// with content-addressed derivations enabled. What one impure build made says nothing of the next.
     fn realisation(&self, name: OutputName, output: &NewPath, signer: &Signer) -> Option<Realisation> {
         let floating = self.job.drv.outputs.get(&name).is_some_and(|o| matches!(o, Output::Floating { .. }));
-        let wanted = floating || self.job.options.require_feature("ca-derivations").is_ok();
+        let wanted = floating || self.job.options.has_feature("ca-derivations");
         if !wanted || self.job.drv.is_impure() {
             return None;
         }

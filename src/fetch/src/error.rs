@@ -63,14 +63,7 @@ impl Trouble {
             Self::Network(ureq::Error::Io(e)) => {
                 !matches!(e.get_ref().and_then(|e| e.downcast_ref()), Some(rustls::Error::InvalidCertificate(_)))
             }
-            Self::Network(error) => matches!(
-                error,
-                ureq::Error::Timeout(_)
-                    | ureq::Error::HostNotFound
-                    | ureq::Error::ConnectionFailed
-                    | ureq::Error::ConnectProxyFailed(_)
-                    | ureq::Error::Protocol(_)
-            ),
+            Self::Network(error) => never_answered(error) || matches!(error, ureq::Error::Protocol(_)),
             _ => false,
         }
     }
@@ -87,13 +80,7 @@ impl Trouble {
                     AddrNotAvailable | ConnectionRefused | HostUnreachable | NetworkUnreachable | TimedOut
                 )
             }
-            Self::Network(error) => matches!(
-                error,
-                ureq::Error::Timeout(_)
-                    | ureq::Error::HostNotFound
-                    | ureq::Error::ConnectionFailed
-                    | ureq::Error::ConnectProxyFailed(_)
-            ),
+            Self::Network(error) => never_answered(error),
             _ => false,
         }
     }
@@ -106,6 +93,12 @@ impl Trouble {
             _ => false,
         }
     }
+}
+
+/// Whether nothing came back from a server.
+fn never_answered(error: &ureq::Error) -> bool {
+    use ureq::Error::{ConnectProxyFailed, ConnectionFailed, HostNotFound, Timeout};
+    matches!(error, Timeout(_) | HostNotFound | ConnectionFailed | ConnectProxyFailed(_))
 }
 
 /// A response's body, below the error that it belongs to.

@@ -113,6 +113,13 @@ pub struct InputOutputs {
 /// How often a derivation's output may be a derivation whose output is one again.
 pub const MAX_DYNAMIC_DEPTH: usize = 16;
 
+impl InputOutputs {
+    /// All outputs that have to be there: those needed themselves, and those of which others are.
+    pub fn names(&self) -> impl Iterator<Item = &OutputName> {
+        self.outputs.iter().chain(self.dynamic.keys())
+    }
+}
+
 /// Outputs alone.
 impl From<BTreeSet<OutputName>> for InputOutputs {
     fn from(outputs: BTreeSet<OutputName>) -> Self {

@@ -4,12 +4,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use castore::Node;
+use nix_compat::content_address::Method;
 use nix_compat::derivation::{BasicDerivation, Derivation, HashModulo, OutputName};
+use nix_compat::hash::Algorithm;
 use nix_compat::store_path::StorePath;
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
+use crate::nar_in::AddOptions;
 use crate::store::Store;
+use crate::temp_roots::TempRoots;
 
 /// Hashes modulo kept in memory; at about 150 bytes each. When full, the cache starts anew.
 const CACHED_HASHES: usize = 100_000;
@@ -65,6 +69,21 @@ impl Store {
         })?;
         let name = path.name().strip_suffix(".drv").unwrap_or(path.name());
         Derivation::parse(self.store_dir(), name, &bytes).map_err(|e| failed(e.to_string()))
+    }
+
+    /// Puts a derivation into the store, at the path that follows from it, which is in `roots` first.
+    ///
+    /// # Errors
+    /// Those of [`Store::add_rooted`].
+    pub fn add_derivation(&self, derivation: &Derivation, roots: &TempRoots) -> Result<StorePath> {
+        let options = AddOptions {
+            name: format!("{}.drv", derivation.basic.name),
+            method: Method::Text,
+            algorithm: Algorithm::Sha256,
+            references: derivation.references(),
+        };
+        let text = derivation.to_aterm(self.store_dir());
+        Ok(self.add_rooted(&options, roots, &mut text.as_slice())?.path)
     }
 
     /// The hash modulo of a valid derivation: what its outputs' paths depend on.

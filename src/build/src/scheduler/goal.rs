@@ -1,6 +1,6 @@
 //! What a goal does: have its inputs made, then its outputs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -58,7 +58,7 @@ impl Realisation {
     }
 
     async fn realise(self) -> Result<BuildResult, Failure> {
-        let plan = self.plan().await?;
+        let plan = self.scheduler.plan(&self.goal.key.drv, self.inline.as_ref()).await?;
         plan.check_features(&self.session.options)?;
         let roots = self.scheduler.store.new_temp_roots();
         self.keep(&roots, plan.paths().chain([&self.goal.key.drv]));
@@ -70,19 +70,9 @@ impl Realisation {
         // Kept before anybody looks again whether they are valid: what is found to be valid then stays so.
         self.keep(&roots, &self.look_at_inputs(&plan).await?.paths);
         let inputs = self.look_at_inputs(&plan).await?;
+        let resolves = inputs.needs_resolving;
         let paths = self.realise_inputs(&plan, inputs).await?;
         self.keep(&roots, paths.values());
-        let (store, derivation) = (self.scheduler.store.clone(), plan.derivation.clone());
-        let resolves = blocking(move || {
-            let mut known = BTreeMap::new();
-            for drv in derivation.input_drvs.keys() {
-                known.insert(drv.clone(), store.derivation(drv)?);
-            }
-            Ok(derivation.needs_resolving(&mut |drv, output| {
-                known.get(drv).and_then(|drv| drv.basic.outputs.get(output)).is_some_and(|o| o.path().is_some())
-            }))
-        })
-        .await?;
         if resolves {
             return self.build_resolved(plan, paths, &roots).await;
         }
@@ -100,15 +90,6 @@ impl Realisation {
     pub(super) fn keep<'a>(&self, roots: &TempRoots, paths: impl IntoIterator<Item = &'a StorePath>) {
         let kept: Vec<StorePath> = paths.into_iter().inspect(|path| roots.add(path)).cloned().collect();
         self.goal.add_roots(kept);
-    }
-
-    async fn plan(&self) -> Result<Plan, Failure> {
-        let (store, drv, inline) = (self.scheduler.store.clone(), self.goal.key.drv.clone(), self.inline.clone());
-        blocking(move || match inline {
-            Some(basic) => Plan::of(&store, &drv, Arc::new(basic.into())),
-            None => Plan::load(&store, &drv),
-        })
-        .await
     }
 
     fn check_mode(&self, plan: &Plan) -> Result<(), Failure> {

@@ -27,6 +27,8 @@ pub(crate) struct Inputs {
     known: InputPaths,
     /// Derivations with wanted outputs that are not.
     unknown: Vec<(StorePath, InputOutputs)>,
+    /// Whether the derivation is one that another is built in the place of, once the paths of its inputs are known.
+    pub(crate) needs_resolving: bool,
     /// All store paths that are known to be needed, valid or not: to be kept before anybody relies on them.
     pub(crate) paths: BTreeSet<StorePath>,
 }
@@ -51,6 +53,7 @@ impl Inputs {
             sources: Vec::new(),
             known: BTreeMap::new(),
             unknown: Vec::new(),
+            needs_resolving: false,
             paths: derivation.basic.input_srcs.clone(),
         };
         for path in &derivation.basic.input_srcs {
@@ -58,6 +61,7 @@ impl Inputs {
                 inputs.sources.push(path.clone());
             }
         }
+        let mut derivations = BTreeMap::new();
         for (drv, wanted) in &derivation.input_drvs {
             let plan = Plan::peek(store, drv)?;
             if plan.derivation.basic.is_impure() && !derivation.basic.has_network() {
@@ -74,7 +78,12 @@ impl Inputs {
                 Some(known) if wanted.dynamic.is_empty() => inputs.known.extend(known),
                 _ => inputs.unknown.push((drv.clone(), wanted.clone())),
             }
+            derivations.insert(drv, plan.derivation);
         }
+        inputs.needs_resolving = derivation.needs_resolving(&mut |drv, output| {
+            let output = derivations.get(drv).and_then(|derivation| derivation.basic.outputs.get(output));
+            output.is_some_and(|output| output.path().is_some())
+        });
         Ok(inputs)
     }
 }
@@ -87,7 +96,7 @@ fn known_outputs(
     plan: &Plan,
 ) -> Result<Option<InputPaths>, Failure> {
     let mut known = InputPaths::new();
-    for name in wanted.outputs.iter().chain(wanted.dynamic.keys()) {
+    for name in wanted.names() {
         let Some(output) = plan.outputs.get(name) else {
             let drv = store.store_dir().display(drv);
             return Err(Failure::misc(format!("derivation '{drv}' does not have the wanted output '{name}'")));
@@ -137,7 +146,7 @@ impl Realisation {
     /// Has outputs of one derivation made, and what is wanted of these in turn.
     fn realise_input(&self, drv: StorePath, wanted: InputOutputs) -> Pin<Box<dyn Future<Output = Made> + Send + '_>> {
         Box::pin(async move {
-            let names = wanted.outputs.iter().chain(wanted.dynamic.keys()).cloned().collect();
+            let names = wanted.names().cloned().collect();
             let obtained = self.scheduler.obtain(&self.session, &drv, None, &OutputsSpec::Names(names)).await;
             let result = match obtained {
                 Ok(Some(result)) => Arc::new(result),
@@ -162,7 +171,7 @@ impl Realisation {
                 built.ok_or_else(|| InputFailure::Other(Failure::misc(text)))
             };
             let mut made = InputPaths::new();
-            for name in wanted.outputs.iter().chain(wanted.dynamic.keys()) {
+            for name in wanted.names() {
                 let path = path(name)?;
                 // From here on nobody else need keep it.
                 self.goal.add_roots([path.clone()]);

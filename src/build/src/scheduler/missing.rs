@@ -16,13 +16,10 @@ use substitute::Wanted;
 
 use super::goal::blocking;
 use super::plan::{NO_HASH, Plan};
-use super::substitution::{fixed_address, has_all, quiet};
+use super::substitution::{LOOKUPS, fixed_address, has_all, quiet};
 use super::{Client, Scheduler};
 use crate::failure::Failure;
 use crate::options::Options;
-
-/// Paths that sources are asked for at once.
-const LOOKUPS: usize = 256;
 
 /// Where to go on.
 enum Step {
@@ -170,6 +167,6 @@ fn inputs(plan: &Plan) -> impl Iterator<Item = DerivedPath> {
     let sources = plan.derivation.basic.input_srcs.iter().cloned().map(DerivedPath::Opaque);
     sources.chain(plan.derivation.input_drvs.iter().map(|(drv, wanted)| DerivedPath::Built {
         drv: drv.clone(),
-        outputs: OutputsSpec::Names(wanted.outputs.iter().chain(wanted.dynamic.keys()).cloned().collect()),
+        outputs: OutputsSpec::Names(wanted.names().cloned().collect()),
     }))
 }

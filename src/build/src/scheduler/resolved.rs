@@ -7,13 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use nix_compat::content_address::Method;
 use nix_compat::derivation::{BasicDerivation, Derivation, Output, OutputName};
-use nix_compat::hash::Algorithm;
 use nix_compat::realisation::{DrvOutput, Realisation as Noted};
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::{BuildMode, BuildResult, BuildStatus, OutputsSpec};
-use store::{AddOptions, Store, TempRoots};
+use store::{Store, TempRoots};
 
 use super::goal::{Realisation, blocking};
 use super::graph::GoalKey;
@@ -89,18 +87,7 @@ impl Realisation {
     /// Puts a derivation into the store, as its owner would have.
     async fn write_derivation(&self, derivation: BasicDerivation) -> Result<StorePath, Failure> {
         let (store, temp_roots) = (self.scheduler.store.clone(), self.session.temp_roots.clone());
-        blocking(move || {
-            let derivation = Derivation::from(derivation);
-            let options = AddOptions {
-                name: format!("{}.drv", derivation.basic.name),
-                method: Method::Text,
-                algorithm: Algorithm::Sha256,
-                references: derivation.references(),
-            };
-            let text = derivation.to_aterm(store.store_dir());
-            Ok(store.add_rooted(&options, &temp_roots, &mut &text[..])?.path)
-        })
-        .await
+        blocking(move || Ok(store.add_derivation(&Derivation::from(derivation), &temp_roots)?)).await
     }
 }
 

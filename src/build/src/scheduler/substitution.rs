@@ -26,7 +26,7 @@ use crate::failure::Failure;
 use crate::options::Options;
 
 /// Paths of one request that are looked for at once.
-const LOOKUPS: usize = 256;
+pub(super) const LOOKUPS: usize = 256;
 
 /// How one missing output may be had.
 enum Source {
@@ -84,7 +84,8 @@ impl Scheduler {
         Ok(has_all(&plan, wanted).then(|| plan.success(BuildStatus::Substituted)))
     }
 
-    async fn plan(&self, drv: &StorePath, inline: Option<&BasicDerivation>) -> Result<Plan, Failure> {
+    /// What is known of a derivation: of the one in the store, or of the one that a client sent.
+    pub(super) async fn plan(&self, drv: &StorePath, inline: Option<&BasicDerivation>) -> Result<Plan, Failure> {
         let (store, drv, inline) = (self.store.clone(), drv.clone(), inline.cloned());
         blocking(move || match inline {
             Some(basic) => Plan::of(&store, &drv, Arc::new(basic.into())),

@@ -1,11 +1,11 @@
 //! Outputs whose paths follow from their contents, and what else is known only when something is built.
 
-use nix_compat::content_address::{ContentAddress, Method};
+use nix_compat::content_address::Method;
 use nix_compat::derivation::{Output, OutputName};
-use nix_compat::hash::{Algorithm, Hash};
+use nix_compat::hash::Algorithm;
 use nix_compat::realisation::DrvOutput;
 use nix_compat::signature::SecretKey;
-use nix_compat::store_path::{StorePath, fixed_output_path};
+use nix_compat::store_path::StorePath;
 use nix_compat::worker::{BuildMode, BuildResult, BuildStatus, DerivedPath, OutputsSpec};
 use store::{NewPath, SignaturePolicy};
 
@@ -182,14 +182,9 @@ async fn what_is_built_is_signed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_has_another_hash_is_kept_under_its_own() {
     let Some(rig) = Rig::new() else { return };
-    let fixed = |hash: Hash| {
-        let ca = ContentAddress { method: Method::Flat, hash };
-        let path = fixed_output_path(rig.store.store_dir(), "fixed", ca.method, &ca.hash).unwrap();
-        let kind = Output::Fixed { path: path.clone(), ca };
-        (rig.add(&rig.derivation("fixed", "echo right > $out").outputs(&kind)), path)
-    };
-    let (wrong, promised) = fixed(Hash::of(Algorithm::Sha256, b"wrong\n"));
-    let (right, made) = fixed(Hash::of(Algorithm::Sha256, b"right\n"));
+    let fixed = |text| rig.add(&rig.derivation("fixed", "echo right > $out").fixed(&rig, text));
+    let (wrong, right) = (fixed("wrong\n"), fixed("right\n"));
+    let (promised, made) = (rig.output(&wrong, "out"), rig.output(&right, "out"));
     let (results, _) = rig.build(&[&wrong], &[]).await;
     assert!(results[0].error.contains("hash mismatch"), "{results:?}");
     assert!(!rig.store.is_valid(&promised).unwrap());

@@ -16,10 +16,8 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{OFlag, RenameFlags, openat, renameat2};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::sys::stat::Mode;
-use nix_compat::content_address::{ContentAddress, Method};
-use nix_compat::derivation::{Output, OutputName};
 use nix_compat::hash::{Algorithm, Hash};
-use nix_compat::store_path::{StorePath, fixed_output_path};
+use nix_compat::store_path::StorePath;
 use nix_compat::worker::{BuildMode, BuildStatus};
 
 use crate::attacks_inside::{ATTACK, PAIRS, SAID, TARGET};
@@ -54,14 +52,6 @@ fn said(log: &Log) -> Vec<String> {
 fn repelled(log: &Log) {
     let worked: Vec<String> = said(log).into_iter().filter(|line| line.ends_with(" WORKED")).collect();
     assert!(worked.is_empty(), "{worked:?}\n{:?}", log.lines());
-}
-
-fn fixed(rig: &Rig, mut draft: Draft, text: &str) -> Draft {
-    let hash = Hash::of(Algorithm::Sha256, text.as_bytes());
-    let path = fixed_output_path(rig.store.store_dir(), &draft.name, Method::Flat, &hash).unwrap();
-    let ca = ContentAddress { method: Method::Flat, hash };
-    draft.outputs.insert(OutputName::default(), Output::Fixed { path, ca });
-    draft
 }
 
 /// What the mount shows has the hash that was registered.
@@ -122,7 +112,7 @@ async fn no_abstract_socket_outside_is_reached() {
     let mut cases = vec![(own_network, attack(&rig, "abstract", &name))];
     if version >= (6, 12) {
         // With the host's network only Landlock is in the way.
-        cases.push((own_network, fixed(&rig, attack(&rig, "abstract", &name), "done\n")));
+        cases.push((own_network, attack(&rig, "abstract", &name).fixed(&rig, "done\n")));
         cases.push((("sandbox", "false"), attack(&rig, "abstract", &name).env("again", "1")));
     } else {
         println!("SKIPPED: the kernel is too old to keep builds that have the host's network from abstract sockets");
@@ -147,7 +137,7 @@ async fn who_kept_a_descriptor_changes_nothing() {
         File::from(receive(&stream))
     });
     let draft = attack(&rig, "pass", socket.to_str().unwrap());
-    let draft = fixed(&rig, draft, "good\n");
+    let draft = draft.fixed(&rig, "good\n");
     let (drv, _) = rig.succeed(&draft, &[("sandbox", "false")]).await;
     let mut file = accomplice.join().unwrap();
     std::io::Seek::rewind(&mut file).unwrap();
@@ -426,7 +416,7 @@ async fn neither_sockets_nor_terminals_of_the_daemon_are_there() {
     let _listener = UnixListener::bind(&socket).unwrap();
     let script =
         format!("for f in {} /nix/var /run /var; do [ -e $f ] && echo $f; done; echo > $out", socket.display());
-    for draft in [rig.derivation("socket", &script), fixed(&rig, rig.derivation("socket", &script), "\n")] {
+    for draft in [rig.derivation("socket", &script), rig.derivation("socket", &script).fixed(&rig, "\n")] {
         let (_, log) = rig.succeed(&draft, &[]).await;
         let found = log.lines();
         // The store of this test is below /var.

@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 
 use build::{BuildConfig, Client, Events, Scheduler};
 use nix_compat::conf::Settings;
-use nix_compat::content_address::Method;
+use nix_compat::content_address::{ContentAddress, Method};
 use nix_compat::derivation::{
     BasicDerivation, Derivation, Output, OutputName, output_placeholder, upstream_placeholder,
 };
-use nix_compat::hash::Algorithm;
-use nix_compat::store_path::{StoreDir, StorePath};
+use nix_compat::hash::{Algorithm, Hash};
+use nix_compat::store_path::{StoreDir, StorePath, fixed_output_path};
 use nix_compat::worker::stderr::{ActivityKind, Field, Message, ResultKind};
 use nix_compat::worker::{BuildMode, BuildResult, DerivedPath, OutputsSpec};
 use parking_lot::Mutex;
-use store::{AddOptions, Config, Store};
+use store::{Config, Store};
 use substitute::Substituters;
 use tokio_util::sync::CancellationToken;
 
@@ -159,15 +159,7 @@ impl Rig {
 
     /// Adds a derivation to the store.
     pub(crate) fn add(&self, draft: &Draft) -> StorePath {
-        let derivation = self.complete(draft);
-        let options = AddOptions {
-            name: format!("{}.drv", draft.name),
-            method: Method::Text,
-            algorithm: Algorithm::Sha256,
-            references: derivation.references(),
-        };
-        let text = derivation.to_aterm(self.store.store_dir());
-        self.store.add(&options, &mut text.as_slice()).unwrap().path
+        self.store.add_derivation(&self.complete(draft), &self.store.new_temp_roots()).unwrap()
     }
 
     pub(crate) fn complete(&self, draft: &Draft) -> Derivation {
@@ -308,6 +300,14 @@ impl Draft {
 
     pub(crate) fn env(mut self, name: &str, value: &str) -> Draft {
         self.env.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// With a fixed output, a file that holds `text`.
+    pub(crate) fn fixed(mut self, rig: &Rig, text: &str) -> Draft {
+        let ca = ContentAddress { method: Method::Flat, hash: Hash::of(Algorithm::Sha256, text.as_bytes()) };
+        let path = fixed_output_path(rig.store.store_dir(), &self.name, ca.method, &ca.hash).unwrap();
+        self.outputs.insert(OutputName::default(), Output::Fixed { path, ca });
         self
     }
 

@@ -2,28 +2,15 @@
 
 use std::path::Path;
 
-use nix_compat::content_address::{ContentAddress, Method};
-use nix_compat::derivation::{Output, OutputName};
-use nix_compat::hash::{Algorithm, Hash};
-use nix_compat::store_path::fixed_output_path;
 use nix_compat::worker::{BuildMode, BuildStatus};
 
-use crate::rig::{Draft, Rig};
-
-/// The same derivation with a fixed output that holds `text`.
-fn fixed(rig: &Rig, mut draft: Draft, text: &str) -> Draft {
-    let hash = Hash::of(Algorithm::Sha256, text.as_bytes());
-    let path = fixed_output_path(rig.store.store_dir(), &draft.name, Method::Flat, &hash).unwrap();
-    let ca = ContentAddress { method: Method::Flat, hash };
-    draft.outputs.insert(OutputName::default(), Output::Fixed { path, ca });
-    draft
-}
+use crate::rig::Rig;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn impure_variables_come_from_the_setting_first() {
     let Some(rig) = Rig::new() else { return };
     let draft = rig.derivation("impure", "echo \"$x/$y/$PATH\"; echo -n same > $out");
-    let draft = fixed(&rig, draft.env("impureEnvVars", "x y PATH"), "same");
+    let draft = draft.env("impureEnvVars", "x y PATH").fixed(&rig, "same");
     let here = std::env::var("PATH").unwrap();
     let on = ("experimental-features", "configurable-impure-env");
     let mut run = 0;
@@ -67,7 +54,7 @@ async fn what_a_relaxed_sandbox_lets_out() {
     let probe = format!("if [ -e {} ]; then echo host; else echo sandbox; fi; ", rig.path("state").display());
     let plain = rig.derivation("plain", &format!("{probe} echo > $out"));
     let open = rig.derivation("open", &format!("{probe} echo > $out")).env("__noChroot", "1");
-    let fetched = fixed(&rig, rig.derivation("fetched", &format!("{probe} echo -n x > $out")), "x");
+    let fetched = rig.derivation("fetched", &format!("{probe} echo -n x > $out")).fixed(&rig, "x");
     let (result, _) = rig.fail(&open, &[]).await;
     assert!(result.error.ends_with("has '__noChroot' set, but that's not allowed when 'sandbox' is 'true'"));
     // Outside, /bin/sh need not be the one that knows $b, but both have `[`.

@@ -1,13 +1,10 @@
 //! Building. The work is the scheduler's; here its results become what the protocol wants.
 
-use nix_compat::content_address::Method;
 use nix_compat::derivation::{BasicDerivation, Derivation};
-use nix_compat::hash::Algorithm;
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::stderr::Verbosity;
 use nix_compat::worker::{BuildMode, BuildResult, DerivedPath, Response};
 
-use store::AddOptions;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Session;
@@ -131,14 +128,7 @@ async fn own_path(session: &Session, drv_path: StorePath, derivation: &BasicDeri
             derivation
                 .verify_outputs(store.store_dir(), &drv_path, &mut |_| None)
                 .map_err(|e| OpError::new(e.to_string()))?;
-            let options = AddOptions {
-                name: drv_path.name().to_owned(),
-                method: Method::Text,
-                algorithm: Algorithm::Sha256,
-                references: derivation.references(),
-            };
-            let text = derivation.to_aterm(store.store_dir());
-            Ok(store.add_rooted(&options, &temp_roots, &mut &text[..])?.path)
+            Ok(store.add_derivation(&derivation, &temp_roots)?)
         })
         .await
 }

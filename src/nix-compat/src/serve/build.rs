@@ -1,9 +1,8 @@
 //! Builds: what the client wants of them, and how they end.
 
 use super::Protocol;
-use crate::realisation::{DrvOutput, Realisation};
 use crate::wire::{Invalid, MAX_STRING, ReadError, Reader, Writer};
-use crate::worker::{BuildResult, BuildStatus, BuiltOutput, Value};
+use crate::worker::{BuildResult, BuildStatus, read_outputs_by_hash, write_outputs_by_hash};
 
 /// What the client wants of a build.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,15 +63,7 @@ pub fn read_build_result(reader: &mut Reader<'_>, protocol: &Protocol) -> Result
         result.stop_time = reader.u63()?;
     }
     if protocol.since(6) {
-        let values = protocol.values();
-        reader.each_of_strings(2, |reader| {
-            let id = DrvOutput::read(reader, &values)?;
-            let realisation = Realisation::from_json(reader.text(MAX_STRING)?).map_err(Invalid::Realisation)?;
-            if let DrvOutput::Modulo { hash, output } = id {
-                result.built_outputs.insert(output, BuiltOutput { drv_hash: hash, path: realisation.out_path });
-            }
-            Ok(())
-        })?;
+        result.built_outputs = read_outputs_by_hash(reader, &protocol.values())?;
     }
     Ok(result)
 }
@@ -88,12 +79,7 @@ pub fn write_build_result(result: &BuildResult, protocol: &Protocol, writer: &mu
         writer.u64(result.stop_time);
     }
     if protocol.since(6) {
-        let values = protocol.values();
-        writer.list(&result.built_outputs, |writer, (output, built)| {
-            let id = DrvOutput::Modulo { hash: built.drv_hash, output: output.clone() };
-            id.write(&values, writer);
-            writer.bytes(Realisation::new(id, built.path.clone()).to_json());
-        });
+        write_outputs_by_hash(&result.built_outputs, &protocol.values(), writer);
     }
 }
 

@@ -151,14 +151,7 @@ impl Value for BuildResult {
                 Ok(())
             })?;
         } else if protocol.since(28) {
-            reader.each_of_strings(2, |reader| {
-                let id: DrvOutput = read(reader, protocol)?;
-                let realisation = Realisation::from_json(reader.text(MAX_STRING)?).map_err(Invalid::Realisation)?;
-                if let DrvOutput::Modulo { hash, output } = id {
-                    result.built_outputs.insert(output, BuiltOutput { drv_hash: hash, path: realisation.out_path });
-                }
-                Ok(())
-            })?;
+            result.built_outputs = read_outputs_by_hash(reader, protocol)?;
         }
         Ok(result)
     }
@@ -183,13 +176,39 @@ impl Value for BuildResult {
                 writer.count(0); // signatures
             });
         } else if protocol.since(28) {
-            writer.list(&self.built_outputs, |writer, (output, built)| {
-                let id = DrvOutput::Modulo { hash: built.drv_hash, output: output.clone() };
-                id.write(protocol, writer);
-                writer.bytes(Realisation::new(id, built.path.clone()).to_json());
-            });
+            write_outputs_by_hash(&self.built_outputs, protocol, writer);
         }
     }
+}
+
+/// Reads outputs as realisations named by hash; the serve protocol has them in the same form.
+pub(crate) fn read_outputs_by_hash(
+    reader: &mut Reader<'_>,
+    protocol: &Protocol,
+) -> Result<BTreeMap<OutputName, BuiltOutput>, ReadError> {
+    let mut outputs = BTreeMap::new();
+    reader.each_of_strings(2, |reader| {
+        let id: DrvOutput = read(reader, protocol)?;
+        let realisation = Realisation::from_json(reader.text(MAX_STRING)?).map_err(Invalid::Realisation)?;
+        if let DrvOutput::Modulo { hash, output } = id {
+            outputs.insert(output, BuiltOutput { drv_hash: hash, path: realisation.out_path });
+        }
+        Ok(())
+    })?;
+    Ok(outputs)
+}
+
+/// Writes what [`read_outputs_by_hash`] reads.
+pub(crate) fn write_outputs_by_hash(
+    outputs: &BTreeMap<OutputName, BuiltOutput>,
+    protocol: &Protocol,
+    writer: &mut Writer,
+) {
+    writer.list(outputs, |writer, (output, built)| {
+        let id = DrvOutput::Modulo { hash: built.drv_hash, output: output.clone() };
+        id.write(protocol, writer);
+        writer.bytes(Realisation::new(id, built.path.clone()).to_json());
+    });
 }
 
 fn read_optional_microseconds(reader: &mut Reader<'_>) -> Result<Option<u64>, ReadError> {

@@ -26,6 +26,7 @@ mod values;
 
 pub use crate::realisation::{DrvOutput, Realisation, RealisationError};
 pub use build_result::{BuildMode, BuildResult, BuildStatus, BuiltOutput};
+pub(crate) use build_result::{read_outputs_by_hash, write_outputs_by_hash};
 pub(crate) use derivation::{read_derivation, write_derivation};
 pub use derived_path::{DerivedPath, DerivedPathError, OutputsSpec};
 pub use gc::{CollectGarbage, GcAction, GcTargets, UNLIMITED};
