@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::StreamExt;
-use futures::stream::{FuturesOrdered, FuturesUnordered};
+use futures::stream::FuturesOrdered;
 use nix_compat::narinfo::NarInfo;
 use nix_compat::path_info::PathInfo;
 use nix_compat::realisation::{DrvOutput, Realisation};
@@ -184,7 +184,6 @@ impl Substituters {
         &self,
         client: &Client,
         id: &DrvOutput,
-        check: bool,
     ) -> Option<(Arc<Source>, Realisation)> {
         let sources = self.sources(client).await;
         let ask = |source: Arc<Source>| async move { (source.realisation(id).await, source) };
@@ -198,7 +197,7 @@ impl Substituters {
                         SignaturePolicy::DontCheck => true,
                         SignaturePolicy::Require(keys) => realisation.is_signed_by(keys),
                     };
-                    if trusted || !check {
+                    if trusted {
                         return Some((source, realisation));
                     }
                     client.warn_once(format!(
@@ -213,16 +212,4 @@ impl Substituters {
         }
         None
     }
-}
-
-/// Runs all of them, no more than `limit` at once.
-pub(crate) async fn at_most<F: Future>(limit: usize, work: impl IntoIterator<Item = F>) -> Vec<F::Output> {
-    let mut work = work.into_iter();
-    let mut running: FuturesUnordered<F> = work.by_ref().take(limit).collect();
-    let mut done = Vec::new();
-    while let Some(output) = running.next().await {
-        done.push(output);
-        running.extend(work.next());
-    }
-    done
 }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use futures::{StreamExt, stream};
 use nix_compat::realisation::{DrvOutput, Realisation};
 
 use crate::error::Error;
-use crate::offers::at_most;
 use crate::substituters::Substituters;
 use crate::{Client, Outcome, Wanted};
 
@@ -19,7 +19,8 @@ impl Substituters {
     pub(crate) async fn fetch_realisation(&self, client: &Client, id: DrvOutput) -> Outcome {
         let Some(found) = self.realisations(client, id.clone()).await else { return Outcome::Unavailable };
         let paths: Vec<Wanted> = found.values().map(|realisation| realisation.out_path.clone().into()).collect();
-        let outcomes = at_most(PATHS_AT_ONCE, paths.into_iter().map(|wanted| self.fetch(client, wanted))).await;
+        let fetches = paths.into_iter().map(|wanted| self.fetch(client, wanted));
+        let outcomes: Vec<Outcome> = stream::iter(fetches).buffer_unordered(PATHS_AT_ONCE).collect().await;
         if outcomes.contains(&Outcome::Failed) {
             return Outcome::Failed;
         }
@@ -44,7 +45,7 @@ impl Substituters {
             if found.contains_key(&id) {
                 continue;
             }
-            let (source, realisation) = self.foreign_realisation(client, &id, true).await?;
+            let (source, realisation) = self.foreign_realisation(client, &id).await?;
             for (dependency, theirs) in &realisation.dependencies {
                 let known = self.store.realisation(dependency).ok().flatten();
                 match known {

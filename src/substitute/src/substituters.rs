@@ -93,7 +93,7 @@ impl Substituter for Substituters {
     }
 
     fn realisation<'a>(&'a self, client: &'a Client, id: DrvOutput) -> Answer<'a, Option<Realisation>> {
-        Box::pin(async move { self.foreign_realisation(client, &id, true).await.map(|(_, realisation)| realisation) })
+        Box::pin(async move { self.foreign_realisation(client, &id).await.map(|(_, realisation)| realisation) })
     }
 }
 

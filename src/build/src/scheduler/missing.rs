@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::future::join_all;
-use futures::stream::FuturesUnordered;
+use futures::stream;
 use nix_compat::conf::Settings;
 use nix_compat::derivation::OutputName;
 use nix_compat::realisation::DrvOutput;
@@ -55,11 +55,9 @@ impl Scheduler {
             let (steps, unknown);
             (steps, unknown, seen) = blocking(move || seen.look(&store, round)).await?;
             missing.unknown.extend(unknown);
-            let mut steps = steps.into_iter();
             let ask = |step| self.ask(&client, &options, step);
-            let mut asked: FuturesUnordered<_> = steps.by_ref().take(LOOKUPS).map(ask).collect();
+            let mut asked = stream::iter(steps.into_iter().map(ask)).buffer_unordered(LOOKUPS);
             while let Some(answer) = asked.next().await {
-                asked.extend(steps.next().map(ask));
                 let mut fetched = Vec::new();
                 match answer {
                     Answer::Path(path, Some(info)) => fetched.push((path, info)),

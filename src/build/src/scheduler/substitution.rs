@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 
 use futures::StreamExt;
 use futures::future::join_all;
-use futures::stream::FuturesUnordered;
+use futures::stream;
 use nix_compat::conf::Settings;
 use nix_compat::derivation::{BasicDerivation, Output};
 use nix_compat::realisation::DrvOutput;
@@ -111,7 +111,6 @@ impl Scheduler {
     ) -> BTreeMap<StorePath, SubstitutableInfo> {
         let client = quiet(settings, client);
         let client = &client;
-        let mut paths = paths.into_iter();
         let ask = |wanted: Wanted| async move {
             let path = wanted.path.clone();
             let info = match mass {
@@ -120,13 +119,8 @@ impl Scheduler {
             };
             info.map(|info| (path, info))
         };
-        let mut asked: FuturesUnordered<_> = paths.by_ref().take(LOOKUPS).map(ask).collect();
-        let mut found = BTreeMap::new();
-        while let Some(answer) = asked.next().await {
-            found.extend(answer);
-            asked.extend(paths.next().map(ask));
-        }
-        found
+        let asked = stream::iter(paths.into_iter().map(ask)).buffer_unordered(LOOKUPS);
+        asked.filter_map(std::future::ready).collect().await
     }
 
     /// Which of the paths a source has.
