@@ -130,6 +130,11 @@ impl Batch {
         self.operations.push(Operation { table, key: Bytes::copy_from_slice(key), value: None });
     }
 
+    /// The keys that change in `table`, in the order of the changes.
+    pub fn keys(&self, table: Table) -> impl Iterator<Item = &[u8]> {
+        self.operations.iter().filter(move |operation| operation.table == table).map(|operation| &operation.key[..])
+    }
+
     /// How many changes the batch holds.
     #[must_use]
     pub fn len(&self) -> usize {

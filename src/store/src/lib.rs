@@ -5,6 +5,7 @@
 
 mod claims;
 pub mod derivations;
+mod entries;
 mod error;
 mod gc;
 mod git_hash;

@@ -140,7 +140,7 @@ impl Store {
         let mut batch = Batch::default();
         batch.put(self.tables.realised, &[&merged.out_path.digest()[..], &key].concat(), Vec::new());
         batch.put(self.tables.realisations, &key, Record::new(&merged).encode_to_vec());
-        Ok(self.index().commit(batch)?)
+        self.commit(batch)
     }
 
     /// Adds to `batch` what removes the realisations of a path that is deleted.

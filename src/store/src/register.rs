@@ -61,7 +61,7 @@ impl Store {
             let reserved = numbers.reserved.checked_add(NUMBER_RESERVE).ok_or(Error::NumbersExhausted)?;
             let mut batch = Batch::default();
             batch.put(self.tables.meta, META_NEXT_NUMBER, reserved.to_string());
-            self.index().commit(batch)?;
+            self.commit(batch)?;
             self.sync()?;
             numbers.reserved = reserved;
         }
@@ -106,7 +106,7 @@ impl Store {
                     batch.put(self.tables.derivers, &key, name.as_str().to_owned());
                 }
             }
-            self.index().commit(batch)?;
+            self.commit(batch)?;
         }
         // The pins in `paths` may go from here on.
         drop(paths);
@@ -125,7 +125,8 @@ impl Store {
         let NewPath { mut info, node, pin: _ } = new;
         let digest = info.path.digest();
         let entry = match self.entry_by_digest(&digest)? {
-            Some(mut existing) => {
+            Some(existing) => {
+                let mut existing = (*existing).clone();
                 existing.info.ultimate |= info.ultimate;
                 // Where there is no room for the new ones, the path is valid without them.
                 let room = MAX_SIGNATURES.saturating_sub(existing.info.signatures.len());
@@ -169,7 +170,7 @@ impl Store {
         self.check_signature_sizes(path, &entry.info.signatures)?;
         let mut batch = Batch::default();
         batch.put(self.tables.paths, &path.digest(), entry.encode());
-        Ok(self.index().commit(batch)?)
+        self.commit(batch)
     }
 
     fn check_signature_sizes(&self, path: &StorePath, signatures: &BTreeSet<Signature>) -> Result<()> {

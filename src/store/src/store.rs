@@ -12,6 +12,7 @@ use nix_compat::store_path::{StoreDir, StorePath};
 use parking_lot::{Mutex, RwLock};
 
 use crate::derivations::DerivationCache;
+use crate::entries::EntryCache;
 use crate::error::{Error, Result};
 use crate::lock::StateLock;
 use crate::record::{self, Entry};
@@ -79,6 +80,7 @@ pub struct Store {
     /// Held by a collection: what one has found out must not be changed by another.
     pub(crate) collecting: Mutex<()>,
     pub(crate) derivations: DerivationCache,
+    entries: EntryCache,
     pub(crate) sweeper: Sweeper,
     subscribers: RwLock<Vec<Subscriber>>,
     /// Last, so that it is released when everything above is closed.
@@ -121,6 +123,7 @@ impl Store {
             temp_roots,
             collecting: Mutex::default(),
             derivations: DerivationCache::default(),
+            entries: EntryCache::default(),
             sweeper: Sweeper::default(),
             subscribers: RwLock::default(),
             engine,
@@ -193,11 +196,29 @@ impl Store {
     /// # Errors
     /// When the index cannot be read.
     pub fn entry(&self, path: &StorePath) -> Result<Option<Entry>> {
+        Ok(self.shared_entry(path)?.map(|entry| (*entry).clone()))
+    }
+
+    /// As [`Store::entry`], without a copy.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn shared_entry(&self, path: &StorePath) -> Result<Option<Arc<Entry>>> {
         Ok(self.entry_by_digest(&path.digest())?.filter(|entry| entry.info.path == *path))
     }
 
-    pub(crate) fn entry_by_digest(&self, digest: &[u8; 20]) -> Result<Option<Entry>> {
-        self.index().get(&self.tables.paths, digest)?.map(|bytes| Entry::decode(digest, &bytes)).transpose()
+    pub(crate) fn entry_by_digest(&self, digest: &[u8; 20]) -> Result<Option<Arc<Entry>>> {
+        self.entries.get(digest, || {
+            self.index().get(&self.tables.paths, digest)?.map(|bytes| Entry::decode(digest, &bytes)).transpose()
+        })
+    }
+
+    /// Commits a change. Every change of path records goes through here.
+    pub(crate) fn commit(&self, batch: Batch) -> Result<()> {
+        let changed: Vec<[u8; 20]> = batch.keys(self.tables.paths).filter_map(|key| key.try_into().ok()).collect();
+        self.index().commit(batch)?;
+        changed.iter().for_each(|digest| self.entries.forget(digest));
+        Ok(())
     }
 
     /// As [`Store::entry`], but an invalid path is an error.
@@ -213,7 +234,7 @@ impl Store {
     /// # Errors
     /// When the index cannot be read.
     pub fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>> {
-        Ok(self.entry(path)?.map(|entry| entry.info))
+        Ok(self.shared_entry(path)?.map(|entry| entry.info.clone()))
     }
 
     /// Whether the path is valid.
@@ -233,7 +254,7 @@ impl Store {
     /// # Errors
     /// When the index cannot be read.
     pub fn path_from_hash_part(&self, digest: &[u8; 20]) -> Result<Option<StorePath>> {
-        Ok(self.entry_by_digest(digest)?.map(|entry| entry.info.path))
+        Ok(self.entry_by_digest(digest)?.map(|entry| entry.info.path.clone()))
     }
 
     /// Calls `each` for every valid path until it breaks.
@@ -310,7 +331,7 @@ impl Store {
             if closure.contains(&path) {
                 continue;
             }
-            if let Some(entry) = self.entry(&path)? {
+            if let Some(entry) = self.shared_entry(&path)? {
                 todo.extend(entry.info.references.iter().filter(|r| !closure.contains(*r)).cloned());
                 closure.insert(path);
             }

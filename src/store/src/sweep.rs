@@ -129,7 +129,7 @@ impl Store {
             if noted(self)? == due {
                 let mut batch = Batch::default();
                 batch.delete(self.tables.meta, META_SWEEP);
-                self.index().commit(batch).map_err(Error::from)?;
+                self.commit(batch)?;
             }
         }
         Ok(swept)
@@ -167,7 +167,7 @@ mod tests {
         drop(session.finish().unwrap());
         let mut batch = Batch::default();
         want(&store, &mut batch).unwrap();
-        store.index().commit(batch).unwrap();
+        store.commit(batch).unwrap();
         drop(store);
 
         let store = open(dir.path());

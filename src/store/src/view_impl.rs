@@ -17,8 +17,8 @@ fn storage(error: impl Into<Error>) -> ViewError {
     ViewError::Storage(Box::new(error.into()))
 }
 
-fn root(entry: Entry) -> Root {
-    Root { number: entry.number, path: entry.info.path, node: entry.node }
+fn root(entry: Arc<Entry>) -> Root {
+    Root { number: entry.number, path: entry.info.path.clone(), node: entry.node.clone() }
 }
 
 impl StoreView for Store {
@@ -28,7 +28,7 @@ impl StoreView for Store {
 
     fn lookup(&self, base_name: &str) -> Result<Option<Root>, ViewError> {
         let Ok(path) = StorePath::from_base_name(base_name) else { return Ok(None) };
-        Ok(self.entry(&path).map_err(storage)?.map(root))
+        Ok(self.shared_entry(&path).map_err(storage)?.map(root))
     }
 
     fn by_number(&self, number: u32) -> Result<Option<Root>, ViewError> {
@@ -112,7 +112,7 @@ mod tests {
             batch.delete(store.tables.paths, &add(&format!("gone-{n}")).info.path.digest());
         }
         let number = add("here").number;
-        store.index().commit(batch).unwrap();
+        store.commit(batch).unwrap();
         let listed = store.list(0, 3).unwrap();
         assert_eq!(listed.iter().map(|root| root.number).collect::<Vec<_>>(), [number]);
         assert!(store.list(number, 3).unwrap().is_empty());

@@ -87,7 +87,7 @@ impl Store {
                 }
                 spare(&mut chunk, used);
                 let batch = self.removal(&chunk)?;
-                match self.temp_roots.unless_held(chunk.keys(), || self.index().commit(batch)) {
+                match self.temp_roots.unless_held(chunk.keys(), || self.commit(batch)) {
                     Ok(committed) => break committed?,
                     Err(held) => used = held,
                 }
