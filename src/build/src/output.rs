@@ -26,7 +26,7 @@ use nix_compat::worker::{BuildMode, BuildStatus};
 use store::{Ingested, NewPath, SignaturePolicy, TempRoots};
 
 use crate::attributes::Attributes;
-use crate::dump::dump_own_tree;
+use crate::dump::{consume_own_tree, dump_own_tree};
 use crate::failure::Failure;
 use crate::room::Room;
 use crate::run::Job;
@@ -159,7 +159,9 @@ impl Finished<'_> {
         let ingested = self.job.store.ingest_dump(
             |out| {
                 let mut out = UntilCancelled { out, cancelled: self.cancelled };
-                dump_own_tree(self.room.scratch.as_fd(), base_name, &mut out)
+                // What a check finds to differ is kept.
+                let dump = if self.job.mode == BuildMode::Check { dump_own_tree } else { consume_own_tree };
+                dump(self.room.scratch.as_fd(), base_name, &mut out)
             },
             self.nar_algorithm(name),
             Some(&candidates),

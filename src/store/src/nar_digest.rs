@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::thread::JoinHandle;
 
+use bytes::Bytes;
 use crossbeam_channel::{Sender, bounded};
 use nix_compat::hash::{Algorithm, Hash, Hasher, NarHash};
 use nix_compat::store_path::StorePath;
@@ -72,31 +73,30 @@ impl NarDigest {
     }
 }
 
-/// Passes a stream through and digests it on the way.
-pub struct DigestingReader<R> {
-    inner: R,
-    pending: Vec<u8>,
-    stage: Stage,
-}
+/// Digests a stream that comes in pieces.
+pub(crate) struct Digester(Stage);
 
 enum Stage {
     /// So small yet that a thread is not worth it.
     Inline(Box<NarDigest>),
-    Threaded(Sender<Vec<u8>>, JoinHandle<NarDigest>),
+    Threaded(Sender<Bytes>, JoinHandle<NarDigest>),
     /// Only while moving from one to the other.
     Moving,
 }
 
-impl<R: Read> DigestingReader<R> {
-    /// Digests what is read from `inner`.
-    pub fn new(inner: R, digest: NarDigest) -> Self {
-        Self { inner, pending: Vec::new(), stage: Stage::Inline(Box::new(digest)) }
+impl Digester {
+    pub(crate) fn new(digest: NarDigest) -> Self {
+        Self(Stage::Inline(Box::new(digest)))
     }
 
-    fn hand_over(&mut self) -> io::Result<()> {
-        self.stage = match std::mem::replace(&mut self.stage, Stage::Moving) {
+    /// Takes in a piece that is not the last one, on a thread for it.
+    ///
+    /// # Errors
+    /// When there is no thread to be had, or it is gone.
+    pub(crate) fn feed(&mut self, piece: Bytes) -> io::Result<()> {
+        self.0 = match std::mem::replace(&mut self.0, Stage::Moving) {
             Stage::Inline(mut digest) => {
-                let (send, receive) = bounded::<Vec<u8>>(WAITING_PIECES);
+                let (send, receive) = bounded::<Bytes>(WAITING_PIECES);
                 let thread = std::thread::Builder::new().name("nar-digest".into()).spawn(move || {
                     for piece in receive {
                         digest.update(&piece);
@@ -107,32 +107,56 @@ impl<R: Read> DigestingReader<R> {
             }
             other => other,
         };
-        let piece = std::mem::replace(&mut self.pending, Vec::with_capacity(PIECE + PIECE / 4));
-        if let Stage::Threaded(send, _) = &self.stage {
-            send.send(piece).map_err(|_| io::Error::other("the digesting thread ended"))?;
+        match &self.0 {
+            Stage::Threaded(send, _) => send.send(piece).map_err(|_| io::Error::other("the digesting thread ended")),
+            _ => Err(no_thread()),
         }
-        Ok(())
     }
 
-    /// The inner reader and what was computed over all bytes read through this one.
+    /// What was computed over all pieces and the last one.
     ///
     /// # Errors
-    /// When the hashing thread cannot be had back (it panicked).
-    pub fn finish(mut self) -> io::Result<(R, NarFacts)> {
-        let digest = match self.stage {
+    /// When the thread cannot be had back (it panicked).
+    pub(crate) fn finish(self, last: Bytes) -> io::Result<NarFacts> {
+        let digest = match self.0 {
             Stage::Inline(mut digest) => {
-                digest.update(&self.pending);
+                digest.update(&last);
                 *digest
             }
             Stage::Threaded(send, thread) => {
-                send.send(std::mem::take(&mut self.pending))
-                    .map_err(|_| io::Error::other("the digesting thread ended"))?;
+                send.send(last).map_err(|_| io::Error::other("the digesting thread ended"))?;
                 drop(send);
                 thread.join().map_err(|_| io::Error::other("the digesting thread panicked"))?
             }
-            Stage::Moving => return Err(io::Error::other("the digesting thread could not be started")),
+            Stage::Moving => return Err(no_thread()),
         };
-        Ok((self.inner, digest.finish()))
+        Ok(digest.finish())
+    }
+}
+
+fn no_thread() -> io::Error {
+    io::Error::other("the digesting thread could not be started")
+}
+
+/// Passes a stream through and digests it on the way.
+pub(crate) struct DigestingReader<R> {
+    inner: R,
+    pending: Vec<u8>,
+    digester: Digester,
+}
+
+impl<R: Read> DigestingReader<R> {
+    /// Digests what is read from `inner`.
+    pub(crate) fn new(inner: R, digest: NarDigest) -> Self {
+        Self { inner, pending: Vec::new(), digester: Digester::new(digest) }
+    }
+
+    /// What was computed over all bytes read through this one.
+    ///
+    /// # Errors
+    /// Those of [`Digester::finish`].
+    pub(crate) fn finish(self) -> io::Result<NarFacts> {
+        self.digester.finish(self.pending.into())
     }
 }
 
@@ -141,7 +165,8 @@ impl<R: Read> Read for DigestingReader<R> {
         let n = self.inner.read(buf)?;
         self.pending.extend_from_slice(&buf[..n]);
         if self.pending.len() >= PIECE {
-            self.hand_over()?;
+            let piece = std::mem::replace(&mut self.pending, Vec::with_capacity(PIECE + PIECE / 4));
+            self.digester.feed(piece.into())?;
         }
         Ok(n)
     }
@@ -158,7 +183,7 @@ mod tests {
             let mut reader = DigestingReader::new(&data[..], NarDigest::new(Some(Algorithm::Sha1), None));
             let mut out = Vec::new();
             reader.read_to_end(&mut out).unwrap();
-            let (_, facts) = reader.finish().unwrap();
+            let facts = reader.finish().unwrap();
             assert_eq!(out, data);
             assert_eq!(facts.nar_size, len as u64);
             assert_eq!(*facts.nar_hash.as_bytes(), <[u8; 32]>::from(Sha256::digest(&data)));

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
+use bytes::{Buf, Bytes};
 use castore::Node;
 use castore::engine::Hold;
 use nix_compat::content_address::{ContentAddress, Method};
@@ -19,7 +20,7 @@ use parking_lot::Mutex;
 
 use crate::claims;
 use crate::error::{Error, Result};
-use crate::nar_digest::{DigestingReader, NarDigest, NarFacts};
+use crate::nar_digest::{Digester, DigestingReader, NarDigest, NarFacts};
 use crate::nar_tree::read_tree;
 use crate::register::NewPath;
 use crate::scan::ReferenceScanner;
@@ -85,11 +86,7 @@ impl Store {
         let mut nar = NarReader::new(DigestingReader::new(reader, digest));
         let node = read_tree(&mut nar, &mut session)?;
         let pin = Pin::from(session.finish()?);
-        let (_, facts) = nar.into_inner().finish().map_err(|source| Error::Stream {
-            action: "hash",
-            what: "the archive".into(),
-            source,
-        })?;
+        let facts = nar.into_inner().finish().map_err(hashing)?;
         Ok(Ingested { node, nar: facts, pin })
     }
 
@@ -117,18 +114,25 @@ impl Store {
         let (send, receive) = crossbeam_channel::bounded(DUMP_PIECES);
         std::thread::scope(|scope| {
             let dumping = scope.spawn(move || {
-                let mut writer = PieceWriter { piece: Vec::with_capacity(DUMP_PIECE), send };
+                let piece = Vec::with_capacity(DUMP_PIECE);
+                let mut writer = PieceWriter { piece, digester: Digester::new(digest), send };
                 dump(&mut writer)?;
-                writer.flush()
+                Ok::<_, io::Error>(writer.finish())
             });
-            let mut reader = PieceReader { piece: Vec::new(), at: 0, receive };
-            let imported = self.import_nar(&mut reader, digest);
-            drop(reader);
+            let mut nar = NarReader::new(PieceReader { piece: Bytes::new(), receive });
+            let mut session = self.engine.session();
+            let imported = read_tree(&mut nar, &mut session).and_then(|node| Ok((node, Pin::from(session.finish()?))));
+            drop(nar);
             let failed = |source| Error::Stream { action: "read", what: "the tree to import".into(), source };
             match dumping.join() {
+                Ok(Ok(facts)) => {
+                    imported.and_then(|(node, pin)| Ok(Ingested { node, nar: facts.map_err(hashing)?, pin }))
+                }
                 // When the import stopped reading, the dump fails too, and the import's reason is the better one.
-                Ok(Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => Err(failed(error)),
-                Ok(_) => imported,
+                Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    imported.and_then(|_| Err(failed(error)))
+                }
+                Ok(Err(error)) => Err(failed(error)),
                 Err(_) => Err(failed(io::Error::other("the reading thread panicked"))),
             }
         })
@@ -284,45 +288,61 @@ impl Read for HashingReader<'_> {
     }
 }
 
-/// Writes into a channel in large pieces.
+fn hashing(source: io::Error) -> Error {
+    Error::Stream { action: "hash", what: "the archive".into(), source }
+}
+
+/// Writes into a channel in large pieces, and has the same pieces digested.
 struct PieceWriter {
     piece: Vec<u8>,
-    send: crossbeam_channel::Sender<Vec<u8>>,
+    digester: Digester,
+    send: crossbeam_channel::Sender<Bytes>,
+}
+
+impl PieceWriter {
+    /// Sends the rest, and gives what the digest came to.
+    fn finish(self) -> io::Result<NarFacts> {
+        let last = Bytes::from(self.piece);
+        // A reader that is gone has failed, or has the whole archive.
+        let _ = self.send.send(last.clone());
+        // It sees the end while the rest is hashed.
+        drop(self.send);
+        self.digester.finish(last)
+    }
 }
 
 impl Write for PieceWriter {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         self.piece.extend_from_slice(buf);
         if self.piece.len() >= DUMP_PIECE {
-            self.flush()?;
+            let piece = Bytes::from(std::mem::replace(&mut self.piece, Vec::with_capacity(DUMP_PIECE)));
+            self.send.send(piece.clone()).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+            self.digester.feed(piece)?;
         }
         Ok(buf.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(DUMP_PIECE));
-        self.send.send(piece).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        Ok(())
     }
 }
 
 /// Reads what a [`PieceWriter`] wrote.
 struct PieceReader {
-    piece: Vec<u8>,
-    at: usize,
-    receive: crossbeam_channel::Receiver<Vec<u8>>,
+    piece: Bytes,
+    receive: crossbeam_channel::Receiver<Bytes>,
 }
 
 impl Read for PieceReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        while self.at == self.piece.len() {
+        while self.piece.is_empty() {
             match self.receive.recv() {
-                Ok(piece) => (self.piece, self.at) = (piece, 0),
+                Ok(piece) => self.piece = piece,
                 Err(_) => return Ok(0),
             }
         }
-        let n = buf.len().min(self.piece.len() - self.at);
-        buf[..n].copy_from_slice(&self.piece[self.at..self.at + n]);
-        self.at += n;
+        let n = buf.len().min(self.piece.len());
+        self.piece.split_to(n).copy_to_slice(&mut buf[..n]);
         Ok(n)
     }
 }
