@@ -10,6 +10,9 @@ use bzip2::Compression;
 use bzip2::write::BzEncoder;
 use nix_compat::store_path::StorePath;
 
+/// What one block of bzip2's smallest size holds. A log that is no longer is compressed when it ends, with blocks of that
+/// size: with larger ones it would come out the same, but each build would need 7.6 MB while it runs.
+const SHORT: usize = 100_000;
 /// Lines longer than this are cut in two.
 pub(crate) const MAX_LINE: usize = 64 * 1024;
 
@@ -24,8 +27,16 @@ pub struct LogFile {
 }
 
 enum Sink {
+    /// To be compressed, all of it.
+    Short(Vec<u8>, BufWriter<File>),
     Compressed(BzEncoder<BufWriter<File>>),
     Plain(BufWriter<File>),
+    /// A write failed.
+    Broken,
+}
+
+fn broken() -> io::Error {
+    io::Error::other("an earlier write to the log failed")
 }
 
 /// A file that is removed, unless it has been renamed.
@@ -58,24 +69,47 @@ impl LogFile {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let temporary = path.with_file_name(format!(".unfinished-{}-{number}", std::process::id()));
         let file = BufWriter::new(File::create(&temporary)?);
-        let sink =
-            if compress { Sink::Compressed(BzEncoder::new(file, Compression::best())) } else { Sink::Plain(file) };
+        let sink = if compress { Sink::Short(Vec::new(), file) } else { Sink::Plain(file) };
         Ok(Self { sink, unfinished: Unfinished(temporary), path })
     }
 
     /// Appends to the log.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match &mut self.sink {
-            Sink::Compressed(sink) => sink.write_all(bytes),
-            Sink::Plain(sink) => sink.write_all(bytes),
-        }
+        self.sink = match std::mem::replace(&mut self.sink, Sink::Broken) {
+            Sink::Short(mut log, file) if log.len() + bytes.len() <= SHORT => {
+                log.extend_from_slice(bytes);
+                Sink::Short(log, file)
+            }
+            Sink::Short(log, file) => {
+                let mut sink = BzEncoder::new(file, Compression::best());
+                sink.write_all(&log)?;
+                sink.write_all(bytes)?;
+                Sink::Compressed(sink)
+            }
+            Sink::Compressed(mut sink) => {
+                sink.write_all(bytes)?;
+                Sink::Compressed(sink)
+            }
+            Sink::Plain(mut sink) => {
+                sink.write_all(bytes)?;
+                Sink::Plain(sink)
+            }
+            Sink::Broken => return Err(broken()),
+        };
+        Ok(())
     }
 
     /// Writes out what is buffered, ends the log and gives it its name.
     pub fn finish(self) -> io::Result<()> {
         match self.sink {
+            Sink::Short(log, file) => {
+                let mut sink = BzEncoder::new(file, Compression::fast());
+                sink.write_all(&log)?;
+                sink.finish()?.flush()?;
+            }
             Sink::Compressed(sink) => sink.finish()?.flush()?,
             Sink::Plain(mut sink) => sink.flush()?,
+            Sink::Broken => return Err(broken()),
         }
         fs::rename(&self.unfinished.0, &self.path)
     }
@@ -247,12 +281,14 @@ mod tests {
     fn the_log_file_is_where_stock_looks() {
         let dir = tempfile::tempdir().unwrap();
         let drv = StorePath::from_base_name("ck9x0f58gazaimyxgv1037hv5ziciq98-fail.drv").unwrap();
-        let mut log = LogFile::create(dir.path(), &drv, true).unwrap();
-        log.write(b"hello\n").unwrap();
-        log.finish().unwrap();
-        let file = File::open(dir.path().join("drvs/ck/9x0f58gazaimyxgv1037hv5ziciq98-fail.drv.bz2")).unwrap();
-        let mut text = String::new();
-        bzip2::read::BzDecoder::new(file).read_to_string(&mut text).unwrap();
-        assert_eq!(text, "hello\n");
+        for lines in [0, 1, SHORT / 6, SHORT / 6 + 1, SHORT] {
+            let mut log = LogFile::create(dir.path(), &drv, true).unwrap();
+            (0..lines).for_each(|_| log.write(b"hello\n").unwrap());
+            log.finish().unwrap();
+            let file = File::open(dir.path().join("drvs/ck/9x0f58gazaimyxgv1037hv5ziciq98-fail.drv.bz2")).unwrap();
+            let mut text = String::new();
+            bzip2::read::BzDecoder::new(file).read_to_string(&mut text).unwrap();
+            assert!(text == "hello\n".repeat(lines), "{lines} lines");
+        }
     }
 }

@@ -8,6 +8,7 @@ use nix_compat::derivation::BasicDerivation;
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::{BuildMode, BuildResult, BuildStatus};
 use store::TempRoots;
+use tokio::sync::Semaphore;
 
 use super::Scheduler;
 use super::graph::{Goal, Graph};
@@ -21,6 +22,9 @@ use crate::hooks::PostBuild;
 use crate::remote::{self, Place, Wish};
 use crate::run::{Control, Done, Job, Recursion};
 use crate::users::needs_id_range;
+
+/// Looks into the store, and the like, that may be under way for goals at once.
+const BRIEF_THREADS: usize = 8;
 
 /// A goal at work.
 pub(crate) struct Realisation {
@@ -156,7 +160,7 @@ impl Realisation {
         let cancel = CancelOnDrop(Arc::default());
         let (control, goal) = (cancel.0.clone(), self.goal.clone());
         let started = now();
-        let done: Done = blocking(move || {
+        let done: Done = lengthy(move || {
             // Held until the processes are gone and the directories removed, also when nobody waits any more.
             let _held = (turn, running);
             job.run(&control, &goal.feed)
@@ -188,7 +192,7 @@ impl Realisation {
         };
         let cancel = CancelOnDrop(Arc::default());
         let (control, goal) = (cancel.0.clone(), self.goal.clone());
-        blocking(move || {
+        lengthy(move || {
             let _held = turn;
             Ok(hook.run(&control, &goal.feed)?)
         })
@@ -253,10 +257,24 @@ impl Drop for CancelOnDrop {
     }
 }
 
-/// Runs what blocks on a thread for it.
+/// Runs what waits for the disk, or computes for a moment. It takes its turn: thousands of goals can begin at a time, and
+/// a thread for each of them would cost memory and make nothing faster.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
+    /// Shared by all schedulers of the process, as its threads are.
+    static TURNS: Semaphore = Semaphore::const_new(BRIEF_THREADS);
+    // Nobody closes it.
+    let turn = TURNS.acquire().await.ok();
+    lengthy(move || {
+        let _held = turn;
+        work()
+    })
+    .await
+}
+
+/// Runs what takes its time, a build for example, on a thread for it. Who calls this sees to it that there are few.
+async fn lengthy<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(Failure::misc(format!("a thread of the daemon failed: {error}"))),
