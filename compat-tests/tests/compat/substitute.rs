@@ -192,3 +192,29 @@ fn a_derivation_may_want_to_be_built() {
     expect_contains(&build("", &["--option", "substitute", "false"]).fails().unwrap().all(), "exit code 1").unwrap();
     daemon.stop().unwrap();
 }
+
+/// The bar of `nix copy` lives: each path is an activity of its own, with its bytes.
+#[test]
+fn copies_into_the_store_show_their_progress() {
+    let Some(s) = setup("subst-progress") else { return };
+    let daemon = s.start();
+    let published = Published::new(&s, "progress", "");
+    let copy = s.nix(Who::Root, "nix").args(["copy", "--no-check-sigs", "--log-format", "internal-json"]);
+    let copied = copy.args(["--from", &published.url, &published.outer]).ok().unwrap();
+    published.check();
+    let events: Vec<serde_json::Value> = copied
+        .stderr
+        .lines()
+        .filter_map(|line| line.strip_prefix("@nix "))
+        .map(|event| serde_json::from_str(event).unwrap())
+        .collect();
+    for path in [&published.outer, &published.inner] {
+        let start = events.iter().find(|e| e["action"] == "start" && e["type"] == 100 && e["fields"][0] == **path);
+        let id = &start.unwrap_or_else(|| panic!("no copyPath of {path}:\n{}", copied.stderr))["id"];
+        // Done and expected bytes; an archive of one word has more than a hundred.
+        let done = events.iter().filter(|e| e["action"] == "result" && e["type"] == 105 && e["id"] == *id);
+        assert!(done.last().unwrap()["fields"][0].as_u64().unwrap() > 100, "{}", copied.stderr);
+        assert!(events.iter().any(|e| e["action"] == "stop" && e["id"] == *id));
+    }
+    daemon.stop().unwrap();
+}
