@@ -10,6 +10,7 @@
 //! | [`helper`], [`sandbox`] | the process it runs in |
 //! | [`builtin`] | the builders that are part of Nix |
 //! | [`dump`], `output`, `signing`, `kept` | taking what it left behind, or keeping it |
+//! | `log`, `said` | what it says: the log that is kept, and messages among its lines |
 //! | `hooks` | programs that settings have run around it |
 //!
 //! A build happens in three processes: the daemon (everything but `sandbox`), its helper (one thread, [`sandbox_main`]),
@@ -34,6 +35,7 @@ mod remote;
 mod remove;
 mod room;
 mod run;
+mod said;
 pub mod sandbox;
 pub mod scheduler;
 mod signing;
