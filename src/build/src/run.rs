@@ -394,8 +394,7 @@ impl Job {
                 return Err(Failure::new(BuildStatus::TimedOut, text).by_settings());
             }
             Some(Killed::LogTooLong(limit)) => {
-                let text =
-                    format!("build of '{}' killed after writing more than {limit} bytes of log output", self.name());
+                let text = log_too_long(&self.name(), limit);
                 return Err(Failure::new(BuildStatus::LogLimitExceeded, text).by_settings());
             }
             None => {}
@@ -418,6 +417,11 @@ impl Job {
         let outputs: Vec<String> = known.map(|path| self.store.store_dir().display(path)).collect();
         Err(Failure::builder(BuildStatus::PermanentFailure, &self.name(), &reason, &outputs, &tail.into_lines()))
     }
+}
+
+/// What stock says of such a build.
+pub(crate) fn log_too_long(drv: &str, limit: u64) -> String {
+    format!("building derivation '{drv}' killed after writing more than {limit} bytes of log output")
 }
 
 pub(crate) fn signal_name(number: i32) -> String {

@@ -268,6 +268,16 @@ impl Feed {
         self.state.lock().watchers.iter().for_each(|watcher| watcher.session.log(text.to_owned()));
     }
 
+    /// What ran is lost, as this text says; it will be started anew.
+    pub(crate) fn lost(&self, text: &str) {
+        let mut state = self.state.lock();
+        let activity = state.end_run();
+        for Watcher { session, .. } in &state.watchers {
+            activity.iter().for_each(|id| session.build_lost(*id));
+            session.log(text.to_owned());
+        }
+    }
+
     /// The goal is done. Whoever did not ask for it learns of a failure in its log.
     pub(crate) fn ended(&self, failure: Option<&Failure>) {
         let mut state = self.state.lock();

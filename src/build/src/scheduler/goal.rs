@@ -123,6 +123,7 @@ impl Realisation {
             Place::Here(turn) => turn,
             Place::Elsewhere(built) => {
                 self.note_outputs(&plan, built.outputs.clone()).await?;
+                self.post_build_hook(built.outputs.values().cloned().collect()).await?;
                 let built_outputs = plan.success_with(BuildStatus::Built, &built.outputs).built_outputs;
                 let (start_time, stop_time) = (started, now());
                 let status = BuildStatus::Built;

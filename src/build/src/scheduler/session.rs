@@ -315,6 +315,15 @@ impl Session {
         }
     }
 
+    /// What the build's activity was about is lost; there will be another one.
+    pub(crate) fn build_lost(&self, id: u64) {
+        self.change(|state| {
+            if state.running.remove(&id) {
+                self.events.emit(Message::StopActivity(id));
+            }
+        });
+    }
+
     /// A build whose activity has the id `started` is over; without one, a build that never began.
     pub(crate) fn build_ended(&self, started: Option<u64>, success: bool) {
         self.change(|state| {
