@@ -11,6 +11,7 @@ pub(crate) mod goal;
 pub(crate) mod graph;
 mod inputs;
 mod missing;
+mod nested;
 pub(crate) mod plan;
 mod resolved;
 mod session;

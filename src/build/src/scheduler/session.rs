@@ -174,8 +174,13 @@ impl Session {
     /// wait for itself.
     pub(crate) fn will_watch(&self, drv: &StorePath) {
         if self.enclosing().contains(drv) {
-            self.entangled.cancel();
+            self.entangle();
         }
+    }
+
+    /// Notes that the client waits for itself.
+    pub(crate) fn entangle(&self) {
+        self.entangled.cancel();
     }
 
     /// Waits for the client to wait for itself.
