@@ -7,7 +7,7 @@
 //! | `place`, `room`, `environment`, `attributes`, `graphs` | where it runs, and what the builder is told |
 //! | `remote` | builds on other machines |
 //! | `recursive` | the store for a builder that asks for it |
-//! | [`helper`], [`sandbox`] | the process it runs in |
+//! | [`helper`], [`sandbox`], `cgroup` | the process it runs in, and its control group |
 //! | [`builtin`] | the builders that are part of Nix |
 //! | [`dump`], `output`, `signing`, `kept` | taking what it left behind, or keeping it |
 //! | `log`, `said` | what it says: the log that is kept, and messages among its lines |
@@ -18,6 +18,7 @@
 
 mod attributes;
 pub mod builtin;
+mod cgroup;
 pub mod dump;
 mod environment;
 mod failure;

@@ -223,9 +223,6 @@ impl Realisation {
                  builds, or configure remote builders via 'builders'",
             );
         }
-        if options.cgroups {
-            return fail("the setting 'use-cgroups' is enabled, but builds in cgroups are not supported");
-        }
         if drv.is_builtin() && Builtin::named(&drv.builder).is_none() {
             return fail(&format!("unsupported builtin builder '{}'", String::from_utf8_lossy(&drv.builder)));
         }
