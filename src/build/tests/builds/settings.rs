@@ -141,3 +141,71 @@ async fn builds_have_control_groups_of_their_own() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_are_kept_as_the_settings_say() {
+    let Some(rig) = Rig::new() else { return };
+    for (i, (settings, kept)) in [
+        (&[][..], Some(".bz2")),
+        (&[("compress-build-log", "true")], Some(".bz2")),
+        (&[("compress-build-log", "false")], Some("")),
+        (&[("keep-build-log", "false")], None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (drv, log) = rig.succeed(&rig.derivation(&format!("log{i}"), "echo a line; echo > $out"), settings).await;
+        assert_eq!(log.lines(), ["a line"]);
+        let (directory, name) = drv.base_name().split_at(2);
+        let directory = rig.path("log/drvs").join(directory);
+        let path = |ending: &str| directory.join(format!("{name}{ending}"));
+        let found: Vec<&str> = [".bz2", ""].into_iter().filter(|ending| path(ending).exists()).collect();
+        assert_eq!(found, kept.into_iter().collect::<Vec<_>>(), "{settings:?}");
+        let text = match kept {
+            Some(".bz2") => {
+                let mut text = String::new();
+                let file = std::fs::File::open(path(".bz2")).unwrap();
+                std::io::Read::read_to_string(&mut bzip2::read::BzDecoder::new(file), &mut text).unwrap();
+                text
+            }
+            Some(_) => std::fs::read_to_string(path("")).unwrap(),
+            None => continue,
+        };
+        assert_eq!(text, "a line\n");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_profile_means_nothing_here() {
+    let Some(rig) = Rig::new() else { return };
+    let profile = "(version 1) (deny default) (import \"/no/such/profile.sb\")";
+    let draft = rig.derivation("profile", "[ -e /etc/hostname ] && echo seen; echo > $out");
+    let (_, log) = rig.succeed(&draft.env("__sandboxProfile", profile), &[]).await;
+    assert!(log.lines().is_empty(), "{:?}", log.lines());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_the_machine_are_shown_where_the_settings_allow_it() {
+    let Some(rig) = Rig::new() else { return };
+    std::fs::create_dir(rig.path("open")).unwrap();
+    for name in ["open/file", "closed"] {
+        std::fs::write(rig.path(name), name).unwrap();
+    }
+    let (open, file, closed) = (rig.path("open"), rig.path("open/file"), rig.path("closed"));
+    let around = format!("{}/../closed", open.display());
+    let settings = [("allowed-impure-host-deps", open.to_str().unwrap())];
+    let draft = |name: &str, wanted: &str| {
+        let script = format!("$b cat {}; echo; $b ls {}; echo > $out", file.display(), rig.path("").display());
+        rig.derivation(name, &script).env("__impureHostDeps", wanted)
+    };
+    let wanted = format!("{} {}/none", file.display(), open.display());
+    let (_, log) = rig.succeed(&draft("open", &wanted), &settings).await;
+    assert_eq!(log.lines(), ["open/file", "open", "store"]);
+    for (i, wanted) in [closed.to_str().unwrap(), &around, "closed", "/"].into_iter().enumerate() {
+        let draft = draft(&format!("closed{i}"), wanted);
+        let (result, _) = rig.fail(&draft, &settings).await;
+        let (drv, dir) = (rig.add(&draft), rig.store.store_dir());
+        let reason = format!("requested impure path '{wanted}', but it was not in allowed-impure-host-deps");
+        assert_eq!(result.error, format!("derivation '{}' {reason}", dir.display(&drv)));
+    }
+}
