@@ -96,7 +96,7 @@ fn record(
 fn connect(room: &Room, daemon: &Daemon, session: Session) -> Client {
     let root = session.who == Who::Root;
     let stream = if root { daemon.connect().unwrap() } else { daemon.connect_as(room, session.who).unwrap() };
-    Client::with_minor(stream, session.minor).unwrap()
+    Client::with_minor(stream, session.minor).unwrap_or_else(|error| panic!("{session:?}: {error}\n{}", daemon.log()))
 }
 
 /// What the daemon says of itself.
