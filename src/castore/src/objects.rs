@@ -18,13 +18,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use crate::cache::BlockCache;
 use crate::collect::Epochs;
 use crate::digest::Digest;
 use crate::index::{Each, Index, IndexError, IndexOptions, RecoveredIndex, Table};
-use crate::pack::{PackError, Packs, SEAL_AT};
-pub(crate) use catalog::Catalog;
+use crate::pack::{Form, PackError, Packs, SEAL_AT};
+pub(crate) use catalog::{Catalog, Usage};
 pub(crate) use entry::{Entry, key_bytes, key_of};
 use landing::Workers;
 pub use writer::ObjectWriter;
@@ -151,6 +152,8 @@ pub struct Stats {
     pub objects: u64,
     /// Their contents' bytes.
     pub raw_bytes: u64,
+    /// The contents' bytes of all objects that packs hold, dead ones and second copies included.
+    pub held_bytes: u64,
     /// Bytes of all packs, dead objects included.
     pub stored_bytes: u64,
     /// How many packs there are.
@@ -168,6 +171,8 @@ pub(crate) struct Tables {
     pub(crate) objects: Table,
     /// Number of a pack: what in it is alive.
     pub(crate) usage: Table,
+    /// Number of a pack: in which form its blocks are, if not the quick one.
+    pub(crate) forms: Table,
 }
 
 /// A store of objects in one directory, owned by one process at a time.
@@ -184,6 +189,8 @@ pub(crate) struct Core {
     pub(crate) catalog: Catalog,
     pub(crate) tables: Tables,
     pub(crate) epochs: Epochs,
+    /// Held while a pack is rewritten.
+    pub(crate) repacking: Mutex<()>,
     cache: BlockCache,
 }
 
@@ -195,7 +202,11 @@ impl ObjectStore {
         let index = RecoveredIndex::open(&index_dir, &options.index)?;
         let meta = index.table("meta")?;
         let lengths = index.table("pack-lengths")?;
-        let tables = Tables { objects: index.table("objects")?, usage: index.table("pack-usage")? };
+        let tables = Tables {
+            objects: index.table("objects")?,
+            usage: index.table("pack-usage")?,
+            forms: index.table("pack-forms")?,
+        };
 
         let fresh = match index.get(&meta, b"version")? {
             None => true,
@@ -215,7 +226,15 @@ impl ObjectStore {
                 Some(())
             },
         )?;
-        let (packs, recovery) = Packs::open(dir.join("packs"), options.seal_at, lengths, &committed)?;
+        let mut forms = HashMap::new();
+        read_rows(
+            |each| index.scan_prefix(&tables.forms, &[], each),
+            |number, value| {
+                forms.insert(number, Form::decode(value)?);
+                Some(())
+            },
+        )?;
+        let (packs, recovery) = Packs::open(dir.join("packs"), options.seal_at, lengths, &committed, &forms)?;
         if recovery != Default::default() {
             tracing::info!(
                 truncated = recovery.truncated,
@@ -241,7 +260,8 @@ impl ObjectStore {
         }
         let catalog = Catalog::new(usage);
         let cache = BlockCache::new(options.cache_bytes);
-        let core = Arc::new(Core { index, packs, catalog, tables, epochs: Epochs::default(), cache });
+        let (epochs, repacking) = (Epochs::default(), Mutex::default());
+        let core = Arc::new(Core { index, packs, catalog, tables, epochs, repacking, cache });
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
         Ok(Arc::new(Self { workers: Workers::start(&core, threads)?, core }))
     }
@@ -284,8 +304,8 @@ impl ObjectStore {
     pub fn stats(&self) -> Stats {
         let (packs, stored_bytes) = self.core.packs.size();
         let (cache_hits, cache_misses) = self.core.cache.hits_and_misses();
-        let (objects, raw_bytes) = self.core.catalog.totals();
-        Stats { objects, raw_bytes, stored_bytes, packs: packs as u64, cache_hits, cache_misses }
+        let Usage { live_objects: objects, live_bytes: raw_bytes, raw_bytes: held_bytes } = self.core.catalog.totals();
+        Stats { objects, raw_bytes, held_bytes, stored_bytes, packs: packs as u64, cache_hits, cache_misses }
     }
 }
 

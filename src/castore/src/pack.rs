@@ -1,11 +1,13 @@
 //! Pack files: append-only segments of compressed blocks. `FORMAT.md` has the layout of every byte.
 //!
-//! A pack is known by its number and named after it. Blocks are appended to one open pack at a time; when the next block
-//! would make it longer than the sealing size, it is sealed and another one begun. What the index records of a pack is
+//! A pack is known by its number and named after it. Blocks are appended to one open pack at a time for each
+//! [form](Form); when the next block would make it longer than the sealing size, it is sealed and another one begun. What the index records of a pack is
 //! its *committed length*: everything below it was on disk before the index said so, everything above it after a crash
 //! is cut off.
 
 mod block;
+mod form;
+mod walk;
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -21,7 +23,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::index::{DataFiles, DataRow, Table};
 pub use block::BlockError;
-pub(crate) use block::{BlockBuilder, EncodedBlock, MAX_RAW};
+pub(crate) use block::{BlockBuilder, EncodedBlock, Head, MAX_RAW};
+pub(crate) use form::Form;
 
 /// The version of the pack format this code reads and writes.
 pub const PACK_VERSION: u32 = 1;
@@ -105,6 +108,7 @@ pub(crate) struct Place {
 /// One pack.
 struct Pack {
     number: u32,
+    form: Form,
     path: PathBuf,
     /// Everything below has been written.
     written: AtomicU64,
@@ -143,7 +147,7 @@ pub(crate) struct Packs {
 }
 
 struct Appender {
-    open: Option<OpenPack>,
+    open: HashMap<Form, OpenPack>,
     /// Packs with appended bytes that are not yet durable, with their files.
     unsynced: HashMap<u32, OpenPack>,
     next: u32,
@@ -158,12 +162,13 @@ pub(crate) struct Recovery {
 
 impl Packs {
     /// Opens the packs in `dir`, whose committed lengths are `committed`: cuts off what lies beyond, deletes packs the
-    /// index does not know.
+    /// index does not know. Those that are not of the quick form are in `forms`.
     pub(crate) fn open(
         dir: PathBuf,
         seal_at: u64,
         lengths: Table,
         committed: &HashMap<u32, u64>,
+        forms: &HashMap<u32, Form>,
     ) -> Result<(Self, Recovery), PackError> {
         std::fs::create_dir_all(&dir).map_err(at("creating", &dir))?;
         if let Some(parent) = dir.parent() {
@@ -198,18 +203,19 @@ impl Packs {
                 recovery.truncated += 1;
             }
             let written = AtomicU64::new(committed);
-            packs.insert(number, Arc::new(Pack { number, path, written, landing: AtomicU64::new(0) }));
+            let form = forms.get(&number).copied().unwrap_or(Form::Quick);
+            packs.insert(number, Arc::new(Pack { number, form, path, written, landing: AtomicU64::new(0) }));
         }
         // The last pack goes on where it ended, lest every restart leave a short one behind.
-        let open = match packs.values().max_by_key(|pack| pack.number) {
-            Some(pack) if pack.written.load(Ordering::Acquire) < seal_at => {
-                let path = &pack.path;
-                let file = OpenOptions::new().read(true).write(true).open(path).map_err(at("opening", path))?;
-                check_header(&file, pack)?;
-                Some(OpenPack { pack: Arc::clone(pack), file: Arc::new(file) })
-            }
-            _ => None,
-        };
+        let mut open = HashMap::new();
+        for form in Form::WRITTEN {
+            let newest = packs.values().filter(|pack| pack.form == form).max_by_key(|pack| pack.number);
+            let Some(pack) = newest.filter(|pack| pack.written.load(Ordering::Acquire) < seal_at) else { continue };
+            let path = &pack.path;
+            let file = OpenOptions::new().read(true).write(true).open(path).map_err(at("opening", path))?;
+            check_header(&file, pack)?;
+            open.insert(form, OpenPack { pack: Arc::clone(pack), file: Arc::new(file) });
+        }
         let next = newest.map_or(Some(0), |newest| newest.checked_add(1)).ok_or(PackError::Exhausted)?;
         let packs = Self {
             dir,
@@ -230,12 +236,10 @@ impl Packs {
             let written = open.pack.written.load(Ordering::Acquire);
             written > FILE_HEADER as u64 && written + block.length() as u64 > self.seal_at
         };
-        if appender.open.as_ref().is_some_and(full) {
-            appender.open = None;
-        }
-        let open = match appender.open.take() {
-            Some(open) => open,
-            None => self.begin(&mut appender)?,
+        let form = block.form();
+        let open = match appender.open.remove(&form) {
+            Some(open) if !full(&open) => open,
+            _ => self.begin(&mut appender, form)?,
         };
         let offset = open.pack.written.load(Ordering::Acquire);
         // After an error the next block overwrites what this one left: nothing above `written` counts.
@@ -247,12 +251,12 @@ impl Packs {
             appender.unsynced.insert(open.pack.number, unsynced);
         }
         let pack = Arc::clone(&open.pack);
-        appender.open = Some(open);
+        appender.open.insert(form, open);
         written?;
         Ok(Landing { place: Place { pack: pack.number, offset, length: block.length() as u32 }, pack })
     }
 
-    fn begin(&self, appender: &mut Appender) -> Result<OpenPack, PackError> {
+    fn begin(&self, appender: &mut Appender, form: Form) -> Result<OpenPack, PackError> {
         let number = appender.next;
         let next = number.checked_add(1).ok_or(PackError::Exhausted)?;
         let path = path_of(&self.dir, number);
@@ -264,7 +268,7 @@ impl Packs {
         appender.next = next;
         self.created.store(true, Ordering::Release);
         let written = AtomicU64::new(FILE_HEADER as u64);
-        let pack = Arc::new(Pack { number, path, written, landing: AtomicU64::new(0) });
+        let pack = Arc::new(Pack { number, form, path, written, landing: AtomicU64::new(0) });
         self.packs.write().insert(number, Arc::clone(&pack));
         Ok(OpenPack { pack, file: Arc::new(file) })
     }
@@ -289,14 +293,19 @@ impl Packs {
     }
 
     fn file(&self, pack: &Pack) -> Result<Arc<File>, PackError> {
-        self.files.get_or_insert_with(&pack.number, || {
+        let file = self.files.get_or_insert_with(&pack.number, || {
             let file = File::open(&pack.path).map_err(|error| match error.kind() {
                 io::ErrorKind::NotFound => PackError::Gone(pack.number),
                 _ => at("opening", &pack.path)(error),
             })?;
             check_header(&file, pack)?;
             Ok(Arc::new(file))
-        })
+        })?;
+        // Deleted since it was looked up: kept here, the file would keep its space.
+        if !self.packs.read().contains_key(&pack.number) {
+            self.files.remove(&pack.number);
+        }
+        Ok(file)
     }
 
     /// How many packs there are, and the bytes in them.
@@ -319,21 +328,42 @@ impl Packs {
         if pack.landing.load(Ordering::Acquire) > 0 {
             return false;
         }
-        if appender.open.as_ref().is_some_and(|open| open.pack.number == number) {
-            appender.open = None;
-        }
+        appender.open.retain(|_, open| open.pack.number != number);
         true
     }
 
+    /// Whether blocks are still appended to pack `number`.
+    pub(crate) fn is_open(&self, number: u32) -> bool {
+        self.open.lock().open.values().any(|open| open.pack.number == number)
+    }
+
+    /// The size beyond which packs are not filled.
+    pub(crate) fn seal_at(&self) -> u64 {
+        self.seal_at
+    }
+
+    /// Changes what is known of a sealed pack.
+    pub(crate) fn note_form(&self, number: u32, form: Form) {
+        if let Some(pack) = self.packs.write().get_mut(&number) {
+            let (path, written) = (pack.path.clone(), AtomicU64::new(pack.written.load(Ordering::Acquire)));
+            *pack = Arc::new(Pack { number, form, path, written, landing: AtomicU64::new(0) });
+        }
+    }
+
+    /// How long pack `number` is, and its form; None when it is gone.
+    pub(crate) fn facts(&self, number: u32) -> Option<(u64, Form)> {
+        self.packs.read().get(&number).map(|pack| (pack.written.load(Ordering::Acquire), pack.form))
+    }
+
     /// Deletes pack `number`, which the index must no longer know. Readers that have it open finish. Returns the
-    /// length of the file.
-    pub(crate) fn unlink(&self, number: u32) -> Result<u64, PackError> {
-        let Some(pack) = self.packs.write().remove(&number) else { return Ok(0) };
+    /// length of the file; None when it is gone already.
+    pub(crate) fn unlink(&self, number: u32) -> Result<Option<u64>, PackError> {
+        let Some(pack) = self.packs.write().remove(&number) else { return Ok(None) };
         self.files.remove(&number);
         self.open.lock().unsynced.remove(&number);
         let length = std::fs::metadata(&pack.path).map_err(at("looking at", &pack.path))?.len();
         std::fs::remove_file(&pack.path).map_err(at("deleting", &pack.path))?;
-        Ok(length)
+        Ok(Some(length))
     }
 
     /// The table of committed lengths.

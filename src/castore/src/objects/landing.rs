@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use parking_lot::{Condvar, Mutex};
 
 use super::{Core, ObjectError};
-use crate::pack::BlockBuilder;
+use crate::pack::{BlockBuilder, Form};
 
 /// Blocks that may wait for a thread, per thread.
 const QUEUE_PER_WORKER: usize = 2;
@@ -15,7 +15,7 @@ const QUEUE_PER_WORKER: usize = 2;
 impl Core {
     /// Compresses `block`, appends it to a pack and enters its objects into the index.
     pub(super) fn land(&self, block: &BlockBuilder) -> Result<(), ObjectError> {
-        let landing = self.packs.append(block.encode()?)?;
+        let landing = self.packs.append(block.encode(Form::Quick)?)?;
         self.enter(block, landing)
     }
 }

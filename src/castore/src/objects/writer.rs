@@ -5,11 +5,9 @@ use std::sync::Arc;
 
 use super::landing::Outstanding;
 use super::{MAX_OBJECT, ObjectError, ObjectKey, ObjectStore};
-use crate::pack::BlockBuilder;
+use crate::pack::{BlockBuilder, Form};
 
-/// A block is closed when it has gathered this many raw bytes.
-const BLOCK: usize = 128 << 10;
-/// Blocks of one writer that may be under way: bounds its memory to about this many times [`BLOCK`].
+/// Blocks of one writer that may be under way: bounds its memory to about this many times a block.
 const MAX_OUTSTANDING: usize = 8;
 /// Keys a writer remembers of what it put lately. Forgetting one costs a second copy at worst.
 const MAX_RECENT: usize = 1 << 14;
@@ -59,12 +57,12 @@ impl ObjectWriter {
             return Ok(false);
         }
         // A large object does not drag a half-full block's neighbours into a huge one.
-        if contents.len() >= BLOCK && !self.block.is_empty() {
+        if contents.len() >= Form::Quick.block() && !self.block.is_empty() {
             self.close_block()?;
         }
         self.recent.insert(key);
         self.block.push(key, contents);
-        if self.block.raw_length() >= BLOCK || self.block.is_crowded() {
+        if self.block.raw_length() >= Form::Quick.block() || self.block.is_crowded() {
             self.close_block()?;
         }
         Ok(true)
