@@ -13,6 +13,9 @@ pub enum Error {
     /// The index failed.
     #[error(transparent)]
     Index(#[from] castore::index::IndexError),
+    /// A collection or a rewriting of packs failed.
+    #[error(transparent)]
+    Collect(#[from] castore::collect::CollectError),
     /// A file or directory of the state directory could not be used.
     #[error("cannot {action} '{}': {source}", path.display())]
     File {
@@ -193,6 +196,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>, source: impl Into<std::io::Error>) -> Self {
         Self::File { action, path: path.into(), source: source.into() }
+    }
+
+    /// Whether it comes from a full disk.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        castore::is_disk_full(self)
     }
 
     pub(crate) fn path(store_dir: &nix_compat::store_path::StoreDir, path: &StorePath) -> Self {

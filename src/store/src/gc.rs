@@ -80,6 +80,9 @@ impl Store {
     pub fn collect_garbage(&self, options: &GcOptions) -> Result<GcOutcome> {
         let _turn = self.collecting.lock();
         let _roots_stay = self.temp_roots.begin_collection();
+        if matches!(options.action, GcAction::DeleteDead | GcAction::DeleteSpecific) {
+            self.prepare_to_collect();
+        }
         let graph = self.graph()?;
         let roots: BTreeSet<StorePath> = self.find_roots()?.into_iter().map(|root| root.path).collect();
         let mut options = options.clone();

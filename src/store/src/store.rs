@@ -15,6 +15,9 @@ use crate::derivations::DerivationCache;
 use crate::error::{Error, Result};
 use crate::lock::StateLock;
 use crate::record::{self, Entry};
+use crate::space::Space;
+use crate::space::auto::Watch;
+use crate::space::reserve::{Reserve, pack_size};
 use crate::sweep::Sweeper;
 use crate::temp_roots::{Registry, TEMP_ROOTS, TempRoots};
 use crate::view::{StoreEvent, Subscriber};
@@ -67,6 +70,8 @@ pub(crate) const META_STORE_DIR: &[u8] = b"store-dir";
 pub(crate) const META_NEXT_NUMBER: &[u8] = b"next-number";
 /// There while paths were deleted and their objects perhaps not yet, see [`crate::sweep`].
 pub(crate) const META_SWEEP: &[u8] = b"sweep";
+/// What the last sweep did, see [`crate::sweep::LastSweep`].
+pub(crate) const META_LAST_SWEEP: &[u8] = b"last-sweep";
 
 /// A Nix store over a castore.
 pub struct Store {
@@ -80,6 +85,9 @@ pub struct Store {
     pub(crate) collecting: Mutex<()>,
     pub(crate) derivations: DerivationCache,
     pub(crate) sweeper: Sweeper,
+    pub(crate) reserve: Reserve,
+    /// The water marks' business.
+    pub(crate) watch: Watch,
     subscribers: RwLock<Vec<Subscriber>>,
     /// Last, so that it is released when everything above is closed.
     _lock: StateLock,
@@ -101,7 +109,15 @@ impl Store {
         let dir = config.state_dir.join("castored");
         std::fs::create_dir_all(&dir).map_err(|e| Error::file("create", &dir, e))?;
         let lock = StateLock::acquire(&dir)?;
-        let engine = Engine::open(&dir, Options { cache_bytes: config.cache_bytes, ..Options::default() })?;
+        let reserve = Reserve::in_dir(&dir);
+        let seal_at = pack_size(Space::of(&dir)?);
+        let options = Options { cache_bytes: config.cache_bytes, seal_at, ..Options::default() };
+        let open = || Engine::open(&dir, options.clone());
+        let engine = match open() {
+            // To open the index may take space as well.
+            Err(error) if castore::is_disk_full(&error) && reserve.give_up_if_short() => open()?,
+            opened => opened?,
+        };
         let index = engine.index();
         let tables = Tables {
             paths: index.table("paths")?,
@@ -122,10 +138,13 @@ impl Store {
             collecting: Mutex::default(),
             derivations: DerivationCache::default(),
             sweeper: Sweeper::default(),
+            reserve,
+            watch: Watch::default(),
             subscribers: RwLock::default(),
             engine,
             _lock: lock,
         });
+        store.reserve.make_if_missing();
         Sweeper::start(&store)?;
         Ok(store)
     }
