@@ -43,4 +43,4 @@ pub use dump::dump_tree;
 pub use failure::{exit_status, request_error};
 pub use recursive::{Gate, GateError, RecursiveStore, Serving};
 pub use sandbox::sandbox_main;
-pub use scheduler::{BuildConfig, Client, Events, RunningBuild, Scheduler};
+pub use scheduler::{BuildConfig, Client, Events, RunningBuild, Scheduler, activity_id};

@@ -187,7 +187,8 @@ impl Job {
             };
             finished.take_outputs().map(|outputs| Done { cpu, outputs })
         });
-        result.map_err(|failure| self.look_after(failure, room, control, feed))
+        // The room still takes the space that was missing.
+        result.map_err(|failure| self.look_after(failure.with_advice(&self.store), room, control, feed))
     }
 
     pub(crate) fn name(&self) -> String {

@@ -40,7 +40,8 @@ impl Realisation {
         let scheduler = self.scheduler.clone();
         // Also when something panics nobody may wait for ever.
         let _end = End { graph: scheduler.graph.clone(), goal: goal.clone() };
-        let (started, outcome) = (now(), self.realise().await);
+        self.scheduler.keep_room(&self.session.settings).await;
+        let (started, outcome) = (now(), self.realise().await.map_err(|failure| failure.with_advice(&scheduler.store)));
         let mut result = match &outcome {
             Ok(result) => result.clone(),
             Err(failure) => BuildResult::new(failure.status, failure.message.clone()),
@@ -156,12 +157,12 @@ impl Realisation {
         let cancel = CancelOnDrop(Arc::default());
         let (control, goal) = (cancel.0.clone(), self.goal.clone());
         let started = now();
-        let done: Done = blocking(move || {
+        let building = blocking(move || {
             // Held until the processes are gone and the directories removed, also when nobody waits any more.
             let _held = (turn, running);
             job.run(&control, &goal.feed)
-        })
-        .await?;
+        });
+        let done: Done = self.scheduler.keeping_room(&self.session.settings, building).await?;
         self.post_build_hook(done.outputs.values().cloned().collect()).await?;
 
         self.goal.add_roots(done.outputs.values().cloned());

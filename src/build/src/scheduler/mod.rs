@@ -14,6 +14,7 @@ mod missing;
 pub(crate) mod plan;
 mod resolved;
 mod session;
+mod space;
 pub(crate) mod status;
 mod substitution;
 
@@ -45,7 +46,7 @@ use crate::remote::Pool;
 use crate::run::default_build_dir;
 use crate::users::Users;
 
-pub use self::session::Events;
+pub use self::session::{Events, activity_id};
 pub use self::status::RunningBuild;
 
 /// Below the state directory, as in stock Nix since 2.30.

@@ -27,7 +27,7 @@ pub trait Events: Send + Sync {
 }
 
 /// A number for an activity, unlike any other of this daemon and, as far as clients merge them, of others.
-pub(crate) fn activity_id() -> u64 {
+pub fn activity_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     (u64::from(std::process::id()) << 32) + NEXT.fetch_add(1, Ordering::Relaxed)
 }

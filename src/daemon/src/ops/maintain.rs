@@ -5,16 +5,19 @@ use std::io::Read;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, PathBuf};
+use std::sync::Arc;
 
+use castore::repack::Repacked;
 use nix_compat::signature::Signature;
 use nix_compat::store_path::StorePath;
-use nix_compat::worker::stderr::Verbosity;
+use nix_compat::worker::stderr::{ActivityKind, Field, Message, ResultKind, Verbosity};
 use nix_compat::worker::{CollectGarbage, Features, GcAction as Asked, GcTargets, Payload, Response};
 use store::{GcAction, GcOptions, GcScope};
 
 use crate::connection::Input;
 use crate::context::Session;
 use crate::error::OpError;
+use crate::events::Events;
 use crate::payload;
 
 /// What an untrusted client sees in place of a root that tells of other users.
@@ -181,10 +184,69 @@ pub(super) async fn add_build_log(
     Ok(Response::One)
 }
 
-/// Contents are deduplicated as they come, so there is nothing to do.
-pub(super) fn optimise(session: &Session) -> Response {
-    session.events.log(Verbosity::Info, "the store is deduplicated as it is written: nothing to optimise");
-    Response::One
+/// OptimiseStore: contents are deduplicated as they come, so what is left is to pack them more densely. The client waits,
+/// as with stock, and sees how far it is; it may leave, and what was done by then stays.
+pub(super) async fn optimise(session: &Session) -> Result<Response, OpError> {
+    let activity = Activity::start(session.events.clone(), ActivityKind::OptimiseStore);
+    let done = session
+        .blocking(move |store| {
+            let mut shown = 0;
+            let done = store.optimise(&mut |done: &Repacked| {
+                if done.done_packs > shown {
+                    shown = done.done_packs;
+                    activity.progress(done.done_packs, done.expected_packs);
+                }
+                if activity.has_audience() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            });
+            Ok(done?)
+        })
+        .await?;
+    session.events.log(
+        Verbosity::Info,
+        format!(
+            "{:.1} MiB freed by packing {} files more densely",
+            done.saved_bytes() as f64 / (1 << 20) as f64,
+            done.deleted_packs
+        ),
+    );
+    Ok(Response::One)
+}
+
+/// An activity without text, until it is dropped.
+struct Activity {
+    id: u64,
+    events: Arc<Events>,
+}
+
+impl Activity {
+    fn start(events: Arc<Events>, kind: ActivityKind) -> Self {
+        let id = ::build::activity_id();
+        events.push(Message::StartActivity {
+            id,
+            level: Verbosity::Error,
+            kind,
+            text: Vec::new(),
+            fields: Vec::new(),
+            parent: 0,
+        });
+        Self { id, events }
+    }
+
+    fn progress(&self, done: u64, expected: u64) {
+        let fields = [done, expected, 0, 0].map(Field::Int).to_vec();
+        self.events.push(Message::Result { id: self.id, kind: ResultKind::Progress, fields });
+    }
+
+    /// Whether the client is still there: one that left has dropped its events.
+    fn has_audience(&self) -> bool {
+        Arc::strong_count(&self.events) > 1
+    }
+}
+
+impl Drop for Activity {
+    fn drop(&mut self) {
+        self.events.push(Message::StopActivity(self.id));
+    }
 }
 
 pub(super) async fn verify(session: &Session, check_contents: bool, repair: bool) -> Result<Response, OpError> {
