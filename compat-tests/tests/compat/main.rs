@@ -20,6 +20,7 @@ mod nixos;
 mod recursive;
 mod remote;
 mod serve_vectors;
+mod space;
 mod stdio;
 mod streams;
 mod substitute;
