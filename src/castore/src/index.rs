@@ -330,6 +330,12 @@ impl Index {
         }
     }
 
+    /// Waits until the overlay is half empty at least. Who calls this before it takes a lock and commits under it does not
+    /// hold up everybody for a flush, unless others fill the overlay in between.
+    pub fn wait_for_room(&self) -> Result<(), IndexError> {
+        if self.inner.overlay.is_half_full() { self.inner.flushing.flush_and_wait() } else { Ok(()) }
+    }
+
     /// Makes everything durable that was visible before the call.
     pub fn sync(&self) -> Result<(), IndexError> {
         self.inner.flushing.flush_and_wait()
