@@ -94,6 +94,8 @@ pub(crate) fn run(options: Options) -> Result<ExitCode, Failure> {
     let store_dir = PathBuf::from(locations.store_dir.as_str());
     state::prepare_store_dir(&store_dir)?;
     let mount = Mount::new(store.clone(), &store_dir, mount::Options::default())?;
+    let recognise = mount.recogniser();
+    store.recognise_files(Arc::new(move |file| recognise(file.device, file.inode)));
     let served = runtime.block_on(serve(store.clone(), settings, locations, grpc, extras, store_dir, termination));
     // Sessions and builds that are still running end here.
     drop(runtime);

@@ -182,6 +182,9 @@ pub enum Error {
         "Cannot delete path '{0}' since it is still alive. To find out why, use: nix-store --query --roots and nix-store --query --referrers"
     )]
     Alive(String),
+    /// Who asked for a collection wants no more of it. What had been deleted by then is.
+    #[error("the garbage collection was cancelled")]
+    Cancelled,
     /// The store holds as many paths as the mount can number.
     #[error("no path numbers are left")]
     NumbersExhausted,

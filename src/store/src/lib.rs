@@ -28,11 +28,11 @@ pub mod view;
 mod view_impl;
 
 pub use error::{Error, Result};
-pub use gc::{GcAction, GcOptions, GcOutcome, GcScope};
+pub use gc::{GcAction, GcOptions, GcOutcome, GcScope, GcStep, GcWatch};
 pub use nar_in::{AddOptions, Ingested, Pin};
 pub use record::Entry;
 pub use register::{MAX_SIGNATURE_LENGTH, MAX_SIGNATURES, NewPath};
-pub use roots::GcRoot;
+pub use roots::{FileId, GcRoot, Recognise, RootNote};
 pub use scan::ReferenceScanner;
 pub use store::{Config, Store};
 pub use temp_roots::TempRoots;

@@ -11,7 +11,7 @@ use castore::index::Batch;
 use nix_compat::derivation::OutputName;
 use nix_compat::realisation::{DrvOutput, Realisation};
 use nix_compat::signature::Signature;
-use nix_compat::store_path::StorePath;
+use nix_compat::store_path::{DIGEST_LEN, StorePath};
 use prost::Message;
 
 use crate::derivations::output_paths;
@@ -118,7 +118,7 @@ impl Store {
         {
             return Err(Error::UntrustedRealisation(new.id.to_string()));
         }
-        let _changing = self.changing.lock();
+        let mut changing = self.changing.lock();
         self.valid_entry(&new.out_path)?;
         let key = key(&new.id);
         let mut merged = new.clone();
@@ -140,22 +140,36 @@ impl Store {
         let mut batch = Batch::default();
         batch.put(self.tables.realised, &[&merged.out_path.digest()[..], &key].concat(), Vec::new());
         batch.put(self.tables.realisations, &key, Record::new(&merged).encode_to_vec());
+        changing.count_realisation();
         Ok(self.index().commit(batch)?)
     }
 
-    /// Adds to `batch` what removes the realisations of a path that is deleted.
-    pub(crate) fn remove_realisations(&self, path: &StorePath, batch: &mut Batch) -> Result<()> {
-        let digest = path.digest();
+    /// Whether any path has a realisation. In most stores none has, and a look is what a search for each would cost.
+    pub(crate) fn has_realisations(&self) -> Result<bool> {
+        let mut any = false;
+        self.index().scan_prefix(&self.tables.realised, &[], &mut |_, _| {
+            any = true;
+            ControlFlow::Break(())
+        })?;
+        Ok(any)
+    }
+
+    /// The keys of the realisations of a path, in the table that has them by path.
+    pub(crate) fn realisation_keys(&self, path: &StorePath) -> Result<Vec<Vec<u8>>> {
         let mut keys = Vec::new();
-        self.index().scan_prefix(&self.tables.realised, &digest, &mut |key, _| {
+        self.index().scan_prefix(&self.tables.realised, &path.digest(), &mut |key, _| {
             keys.push(key.to_vec());
             ControlFlow::Continue(())
         })?;
+        Ok(keys)
+    }
+
+    /// Adds to `batch` what removes the realisations with these keys, because their path is deleted.
+    pub(crate) fn remove_realisations(&self, keys: &[Vec<u8>], batch: &mut Batch) {
         for key in keys {
-            batch.delete(self.tables.realisations, &key[digest.len()..]);
-            batch.delete(self.tables.realised, &key);
+            batch.delete(self.tables.realisations, &key[DIGEST_LEN..]);
+            batch.delete(self.tables.realised, key);
         }
-        Ok(())
     }
 
     /// The outputs of a valid derivation with their paths, as far as these are known: from the derivation itself, or

@@ -42,16 +42,33 @@ pub struct NewPath {
 /// Hands out path numbers.
 ///
 /// The mount derives inode numbers from them and the kernel remembers those longer than a crash of ours, so a
-/// number must never come twice: each is reserved durably before it is used.
+/// number must never come twice: each is reserved durably before it is used. They grow, so whoever deletes paths finds
+/// what has been registered since it looked.
 #[derive(Debug)]
 pub(crate) struct Numbers {
     next: u32,
     reserved: u32,
+    /// How many realisations were registered.
+    realisations: u64,
 }
 
 impl Numbers {
     pub(crate) fn starting_at(next: u32) -> Self {
-        Self { next, reserved: next }
+        Self { next, reserved: next, realisations: 0 }
+    }
+
+    /// The number of the path that is registered next: all that are valid have smaller ones.
+    pub(crate) fn next(&self) -> u32 {
+        self.next
+    }
+
+    /// Changes with each registration of a realisation.
+    pub(crate) fn realisations(&self) -> u64 {
+        self.realisations
+    }
+
+    pub(crate) fn count_realisation(&mut self) {
+        self.realisations += 1;
     }
 }
 

@@ -15,6 +15,7 @@ use crate::derivations::DerivationCache;
 use crate::error::{Error, Result};
 use crate::lock::StateLock;
 use crate::record::{self, Entry};
+use crate::roots::Recognise;
 use crate::sweep::Sweeper;
 use crate::temp_roots::{Registry, TEMP_ROOTS, TempRoots};
 use crate::view::{StoreEvent, Subscriber};
@@ -81,6 +82,8 @@ pub struct Store {
     pub(crate) derivations: DerivationCache,
     pub(crate) sweeper: Sweeper,
     subscribers: RwLock<Vec<Subscriber>>,
+    /// How files are recognised that processes see through the mount.
+    pub(crate) recognise: RwLock<Option<Recognise>>,
     /// Last, so that it is released when everything above is closed.
     _lock: StateLock,
 }
@@ -123,6 +126,7 @@ impl Store {
             derivations: DerivationCache::default(),
             sweeper: Sweeper::default(),
             subscribers: RwLock::default(),
+            recognise: RwLock::default(),
             engine,
             _lock: lock,
         });
@@ -236,6 +240,13 @@ impl Store {
         Ok(self.entry_by_digest(digest)?.map(|entry| entry.info.path))
     }
 
+    /// The valid path that has this number in the mount.
+    pub(crate) fn path_of_number(&self, number: u32) -> Result<Option<StorePath>> {
+        let digest = self.index().get(&self.tables.numbers, &number.to_be_bytes())?;
+        let Some(digest) = digest.and_then(|digest| <[u8; 20]>::try_from(&digest[..]).ok()) else { return Ok(None) };
+        Ok(self.entry_by_digest(&digest)?.filter(|entry| entry.number == number).map(|entry| entry.info.path))
+    }
+
     /// Calls `each` for every valid path until it breaks.
     ///
     /// # Errors
@@ -323,11 +334,8 @@ impl Store {
     }
 
     pub(crate) fn publish(&self, events: &[StoreEvent]) {
-        let subscribers = self.subscribers.read();
-        for event in events {
-            for subscriber in subscribers.iter() {
-                subscriber(event);
-            }
+        if !events.is_empty() {
+            self.subscribers.read().iter().for_each(|subscriber| subscriber(events));
         }
     }
 }

@@ -5,16 +5,19 @@ use std::io::Read;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, PathBuf};
+use std::sync::Arc;
 
 use nix_compat::signature::Signature;
-use nix_compat::store_path::StorePath;
+use nix_compat::store_path::{StoreDir, StorePath};
 use nix_compat::worker::stderr::Verbosity;
 use nix_compat::worker::{CollectGarbage, Features, GcAction as Asked, GcTargets, Payload, Response};
-use store::{GcAction, GcOptions, GcScope};
+use store::{GcAction, GcOptions, GcScope, GcStep, GcWatch};
+use tokio_util::sync::CancellationToken;
 
 use crate::connection::Input;
 use crate::context::Session;
 use crate::error::OpError;
+use crate::events::Events;
 use crate::payload;
 
 /// What an untrusted client sees in place of a root that tells of other users.
@@ -72,13 +75,10 @@ pub(super) async fn add_permanent_root(session: &Session, path: StorePath, link:
 
 pub(super) async fn find_roots(session: &Session) -> Result<Response, OpError> {
     let trusted = session.is_trusted();
+    let events = session.events.clone();
     session
         .blocking(move |store| {
-            let mut roots = store.find_roots()?;
-            // What is not there cannot be kept, but for a temporary root, which may come before its path.
-            roots.retain(|root| {
-                AsRef::<[u8]>::as_ref(&root.link).starts_with(b"{temp:") || store.is_valid(&root.path).unwrap_or(true)
-            });
+            let roots = store.find_roots_noting(&mut |note| events.log(Verbosity::Info, note.to_string()))?;
             let shown = roots.into_iter().map(|root| {
                 let link = if root.private && !trusted { CENSORED.into() } else { root.link };
                 (link, root.path)
@@ -120,9 +120,24 @@ pub(super) async fn collect_garbage(session: &Session, asked: CollectGarbage) ->
         keep_derivations: session.settings.keep_derivations,
         keep_outputs: session.settings.keep_outputs,
     };
+    // When this is dropped, because the client is gone, the collection ends where the store is whole.
+    let stop = CancellationToken::new();
+    let _stop_with_us = stop.clone().drop_guard();
+    let store_dir = session.store().store_dir().clone();
+    let watch = Watch { events: session.events.clone(), store_dir, max_freed: asked.max_freed, stop };
+    // Whoever waits for its turn holds no thread.
+    let turns = session.daemon.collections.clone();
+    let turn = match turns.clone().try_lock_owned() {
+        Ok(turn) => turn,
+        Err(_) => {
+            watch.step(GcStep::Waiting);
+            turns.lock_owned().await
+        }
+    };
     session
         .blocking(move |store| {
-            let outcome = store.collect_garbage(&options)?;
+            let _turn = turn;
+            let outcome = store.collect_garbage_watched(&options, &watch)?;
             let display = |path: &StorePath| store.store_dir().display(path).into_bytes();
             Ok(Response::Collected {
                 paths: outcome.paths.iter().map(display).collect(),
@@ -130,6 +145,33 @@ pub(super) async fn collect_garbage(session: &Session, asked: CollectGarbage) ->
             })
         })
         .await
+}
+
+/// Tells a client how its collection goes on, in stock's words, and the collection whether the client is still there.
+struct Watch {
+    events: Arc<Events>,
+    store_dir: StoreDir,
+    max_freed: u64,
+    stop: CancellationToken,
+}
+
+impl GcWatch for Watch {
+    fn step(&self, step: GcStep<'_>) {
+        let line = match step {
+            GcStep::Waiting => "waiting for the big garbage collector lock...".to_owned(),
+            GcStep::FindingRoots => "finding garbage collector roots...".to_owned(),
+            GcStep::Noted(note) => note.to_string(),
+            GcStep::Determining => "determining live/dead paths...".to_owned(),
+            GcStep::Deleting => "deleting garbage...".to_owned(),
+            GcStep::Deleted(path) => format!("deleting '{}'", self.store_dir.display(path)),
+            GcStep::Enough => format!("deleted more than {} bytes; stopping", self.max_freed),
+        };
+        self.events.log(Verbosity::Info, line);
+    }
+
+    fn go_on(&self) -> bool {
+        !self.stop.is_cancelled()
+    }
 }
 
 pub(super) async fn add_signatures(
