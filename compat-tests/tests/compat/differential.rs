@@ -3,6 +3,7 @@
 //! Every difference must be listed in [`known`], with its reason, and every listed one must occur.
 
 mod cases;
+mod graphs;
 mod known;
 mod world;
 

@@ -1,7 +1,8 @@
-//! `compat-tests/bench [mount|protocol|build]...`: castored measured beside what it replaces, in the same run. All groups
+//! `compat-tests/bench [mount|protocol|build|gc]...`: castored measured beside what it replaces, in the same run. All groups
 //! unless some are named. Ends with an error when a target is missed.
 
 mod build;
+mod gc;
 mod mount;
 mod protocol;
 mod sides;
@@ -14,7 +15,8 @@ use compat_tests::{Error, Result};
 type Group = (&'static str, fn(&Machine) -> Result<bool>);
 
 /// What can be measured.
-const GROUPS: [Group; 3] = [("mount", mount::bench), ("protocol", protocol::bench), ("build", build::bench)];
+const GROUPS: [Group; 4] =
+    [("mount", mount::bench), ("protocol", protocol::bench), ("build", build::bench), ("gc", gc::bench)];
 
 fn main() -> ExitCode {
     match bench() {
