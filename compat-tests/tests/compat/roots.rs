@@ -1,5 +1,7 @@
 //! What keeps paths alive beside links: what clients and processes are using. The links, and the graph below all roots,
 //! are compared with stock's in `differential/graphs.rs`.
+//!
+//! Tests side by side see each other's processes, so none has a path that another has.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -41,7 +43,12 @@ struct Process(Child);
 
 impl Process {
     fn start(command: &mut Command) -> Self {
-        command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         Self(command.spawn().unwrap())
     }
 }
@@ -101,7 +108,8 @@ fn what_processes_use_is_kept_as_long_as_they_do() {
 fn what_processes_see_under_another_name_is_kept_too() {
     let Some(s) = castored_setup("elsewhere") else { return };
     let daemon = s.start();
-    let [run, stood_in, root] = [program(&s, "run"), directory(&s, "stood-in"), directory(&s, "root")];
+    let [run, stood_in, root] =
+        [program(&s, "elsewhere-program"), directory(&s, "elsewhere-to-stand-in"), directory(&s, "elsewhere-open")];
     let [place, hall, top] = ["place", "hall", "top"].map(|name| s.room.tmp(name));
     fs::write(&place, "").unwrap();
     fs::create_dir(&hall).unwrap();
