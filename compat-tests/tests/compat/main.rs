@@ -19,6 +19,7 @@ mod mount;
 mod nixos;
 mod recursive;
 mod remote;
+mod repair;
 mod serve_vectors;
 mod stdio;
 mod streams;

@@ -304,6 +304,7 @@ impl Collection {
                 batch.delete(core.packs.lengths(), &Packs::key(*pack));
             }
         }
+        core.packs.forget(&dead)?;
         core.index.commit(batch)?;
         core.index.sync()?;
         for pack in dead {

@@ -130,6 +130,11 @@ impl Batch {
         self.operations.push(Operation { table, key: Bytes::copy_from_slice(key), value: None });
     }
 
+    /// Adds the changes of `other`, which come after those of this one.
+    pub fn append(&mut self, mut other: Batch) {
+        self.operations.append(&mut other.operations);
+    }
+
     /// How many changes the batch holds.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -11,11 +11,13 @@
 //! * [`objects`]: chunks, chunk lists and directories, each an object known by kind and digest; [`collect`] removes
 //!   those nothing refers to.
 //! * [`pack`] and [`index`]: append-only files of compressed blocks, and the database that says where in them an object
-//!   is. `FORMAT.md` tells their bytes.
+//!   is. `FORMAT.md` tells their bytes. [`check`] holds the one against the other, [`rebuild`] makes the index from the
+//!   packs.
 //! * [`proto`]: the messages of `tvix.castore.v1`, for those who speak to other machines.
 
 mod blob;
 mod cache;
+pub mod check;
 mod chunk;
 pub mod collect;
 mod digest;
@@ -28,6 +30,7 @@ mod node;
 pub mod objects;
 pub mod pack;
 pub mod proto;
+pub mod rebuild;
 mod services;
 mod session;
 

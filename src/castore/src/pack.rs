@@ -6,8 +6,10 @@
 //! is cut off.
 
 mod block;
+mod floor;
+mod scan;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -21,7 +23,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::index::{DataFiles, DataRow, Table};
 pub use block::BlockError;
-pub(crate) use block::{BlockBuilder, EncodedBlock, MAX_RAW};
+pub(crate) use block::{BlockBuilder, EncodedBlock, MAX_RAW, Row};
+pub(crate) use scan::{Scanned, list, scan};
 
 /// The version of the pack format this code reads and writes.
 pub const PACK_VERSION: u32 = 1;
@@ -29,6 +32,8 @@ pub const PACK_VERSION: u32 = 1;
 pub const SEAL_AT: u64 = 256 << 20;
 
 const MAGIC: [u8; 8] = *b"castpack";
+/// Ends the name of a pack that the index has forgotten.
+const UNKNOWN: &str = "unknown";
 /// Length of a pack's header: its first block begins here.
 pub(crate) const FILE_HEADER: usize = 32;
 /// Files of sealed packs that are kept open.
@@ -84,9 +89,35 @@ pub enum PackError {
     /// The pack is not there: it was collected.
     #[error("pack {0:08x} is gone")]
     Gone(u32),
+    /// The index remembers less of a pack than it did: it has lost what was durable.
+    #[error(
+        "the index has {committed} bytes of pack {path}, but had {floor} before: the index is damaged; `castored fsck \
+         --rebuild-index` makes a new one from the packs"
+    )]
+    Forgotten {
+        /// The pack.
+        path: PathBuf,
+        /// What the index knows.
+        committed: u64,
+        /// What it knew.
+        floor: u64,
+    },
     /// All pack numbers are used up.
     #[error("no pack number is left")]
     Exhausted,
+}
+
+impl PackError {
+    /// Whether what is stored is not what was written, or cannot be read: another copy would help.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Block { .. } | Self::Header(_) | Self::Short { .. } => true,
+            Self::Io { source, .. } => source.raw_os_error() == Some(nix::errno::Errno::EIO as i32),
+            Self::Forgotten { .. } | Self::Version { .. } | Self::Compress(_) | Self::Gone(_) | Self::Exhausted => {
+                false
+            }
+        }
+    }
 }
 
 fn at<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> PackError + 'a {
@@ -100,6 +131,12 @@ pub(crate) struct Place {
     pub(crate) offset: u64,
     /// The length of the whole block.
     pub(crate) length: u32,
+}
+
+impl Place {
+    fn damaged(self, source: BlockError) -> PackError {
+        PackError::Block { pack: self.pack, offset: self.offset, source }
+    }
 }
 
 /// One pack.
@@ -169,13 +206,20 @@ impl Packs {
         if let Some(parent) = dir.parent() {
             File::open(parent).and_then(|parent| parent.sync_all()).map_err(at("syncing", parent))?;
         }
+        let floor = floor::read(&dir);
         let mut recovery = Recovery::default();
         let mut newest = None;
         for entry in std::fs::read_dir(&dir).map_err(at("listing", &dir))? {
             let path = entry.map_err(at("listing", &dir))?.path();
             let Some(number) = number_of(&path) else { continue };
             newest = newest.max(Some(number));
-            if !committed.contains_key(&number) {
+            if !committed.contains_key(&number) && floor.contains_key(&number) {
+                // Collected by a castored that was killed just then, or forgotten by a damaged index.
+                let aside = path.with_extension(format!("pack.{UNKNOWN}"));
+                std::fs::rename(&path, &aside).map_err(at("moving aside", &path))?;
+                tracing::warn!(pack = %path.display(), aside = %aside.display(), "the index does not know a pack it knew");
+                recovery.deleted += 1;
+            } else if !committed.contains_key(&number) {
                 std::fs::remove_file(&path).map_err(at("deleting", &path))?;
                 recovery.deleted += 1;
             }
@@ -189,6 +233,10 @@ impl Packs {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
                 Err(error) => return Err(at("looking at", &path)(error)),
             };
+            let floor = floor.get(&number).copied().unwrap_or(0);
+            if committed < floor {
+                return Err(PackError::Forgotten { path, committed, floor });
+            }
             if actual < committed {
                 return Err(PackError::Short { path, actual, committed });
             }
@@ -205,8 +253,15 @@ impl Packs {
             Some(pack) if pack.written.load(Ordering::Acquire) < seal_at => {
                 let path = &pack.path;
                 let file = OpenOptions::new().read(true).write(true).open(path).map_err(at("opening", path))?;
-                check_header(&file, pack)?;
-                Some(OpenPack { pack: Arc::clone(pack), file: Arc::new(file) })
+                match check_header(&file, pack.number, path) {
+                    Ok(()) => Some(OpenPack { pack: Arc::clone(pack), file: Arc::new(file) }),
+                    // Nothing is added to it. What is in it is for a check to repair, which needs the store open.
+                    Err(error @ PackError::Header(_)) => {
+                        tracing::error!(%error, "a pack is damaged; `castored fsck --repair` can restore it");
+                        None
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             _ => None,
         };
@@ -271,7 +326,27 @@ impl Packs {
 
     /// The raw payload of the block at `place`, read from disk and verified.
     pub(crate) fn read(&self, place: Place) -> Result<Bytes, PackError> {
-        let damaged = |source| PackError::Block { pack: place.pack, offset: place.offset, source };
+        let bytes = self.read_stored(place)?;
+        block::decode(bytes, place.offset).map_err(|source| place.damaged(source))
+    }
+
+    /// The objects of the block at `place` and their contents one after the other, verified.
+    pub(crate) fn read_with_table(&self, place: Place) -> Result<(Vec<Row>, Bytes), PackError> {
+        let bytes = self.read_stored(place)?;
+        let rows = block::rows(&bytes);
+        let raw = block::decode(bytes, place.offset).map_err(|source| place.damaged(source))?;
+        Ok((rows.map_err(|source| place.damaged(source))?, raw))
+    }
+
+    /// What may be the raw payload of the block at `place`, of which nothing was verified.
+    pub(crate) fn read_unverified(&self, place: Place) -> Result<Bytes, PackError> {
+        let bytes = self.read_stored(place)?;
+        block::salvage(&bytes).map_err(|source| place.damaged(source))
+    }
+
+    /// The bytes of the block at `place` as they are on disk.
+    fn read_stored(&self, place: Place) -> Result<Vec<u8>, PackError> {
+        let damaged = |source| place.damaged(source);
         if place.length as usize > block::MAX_BLOCK {
             return Err(damaged(BlockError::Contradiction("length above the limit")));
         }
@@ -285,7 +360,103 @@ impl Packs {
             io::ErrorKind::UnexpectedEof => damaged(BlockError::Short),
             _ => at("reading", &pack.path)(error),
         })?;
-        block::decode(bytes, place.offset).map_err(damaged)
+        Ok(bytes)
+    }
+
+    /// Whether the header of pack `number` is as it was written.
+    pub(crate) fn check_header(&self, number: u32) -> Result<(), PackError> {
+        let pack = self.packs.read().get(&number).cloned().ok_or(PackError::Gone(number))?;
+        let file = File::open(&pack.path).map_err(at("opening", &pack.path))?;
+        check_header(&file, number, &pack.path)
+    }
+
+    /// Writes the header of pack `number` anew: all of it follows from the number. Durable on return.
+    pub(crate) fn restore_header(&self, number: u32) -> Result<(), PackError> {
+        let pack = self.packs.read().get(&number).cloned().ok_or(PackError::Gone(number))?;
+        Self::ensure_header(number, &pack.path).map(drop)
+    }
+
+    /// Sees to it that the file begins with the header of pack `number`; whether it had to be written.
+    pub(crate) fn ensure_header(number: u32, path: &Path) -> Result<bool, PackError> {
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(at("opening", path))?;
+        match check_header(&file, number, path) {
+            Err(PackError::Header(_)) => {
+                let written = file.write_all_at(&header(number), 0).and_then(|()| file.sync_data());
+                written.map_err(at("restoring the header of", path))?;
+                Ok(true)
+            }
+            other => other.map(|()| false),
+        }
+    }
+
+    /// Whether there was ever anything durable in the packs in `dir`, by what was noted.
+    pub(crate) fn were_durable(dir: &Path) -> bool {
+        !floor::read(dir).is_empty()
+    }
+
+    /// Sees to it that the next opening does not expect these packs, whose rows are about to be removed from the index.
+    pub(crate) fn forget(&self, dead: &[u32]) -> Result<(), PackError> {
+        let mut noted = floor::read(&self.dir);
+        let before = noted.len();
+        noted.retain(|number, _| !dead.contains(number));
+        if noted.len() == before {
+            return Ok(());
+        }
+        // On a full disk there must be a way to get space back: no note is as good.
+        floor::write(&self.dir, &noted).or_else(|_| floor::remove(&self.dir))
+    }
+
+    /// Removes what was noted of the packs in `dir`: a new index knows better.
+    pub(crate) fn forget_all(dir: &Path) -> Result<(), PackError> {
+        if floor::read(dir).is_empty() { Ok(()) } else { floor::remove(dir) }
+    }
+
+    /// Packs that the index did not know any more at an opening, though it had known them.
+    pub(crate) fn unknown(dir: &Path) -> Result<Vec<PathBuf>, PackError> {
+        let mut unknown = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(at("listing", dir))? {
+            let path = entry.map_err(at("listing", dir))?.path();
+            if path.extension().is_some_and(|extension| extension == UNKNOWN) {
+                unknown.push(path);
+            }
+        }
+        Ok(unknown)
+    }
+
+    /// Gives such packs their names back, for an index that is made anew.
+    pub(crate) fn readmit(dir: &Path) -> Result<(), PackError> {
+        for path in Self::unknown(dir)? {
+            let place = path.with_extension("");
+            if number_of(&place).is_some() && !place.exists() {
+                std::fs::rename(&path, &place).map_err(at("renaming", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory they are in.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// How long each pack is by what has been written, durable or not.
+    pub(crate) fn written(&self) -> BTreeMap<u32, u64> {
+        self.packs.read().values().map(|pack| (pack.number, pack.written.load(Ordering::Acquire))).collect()
+    }
+
+    /// Writes down how much of each pack is durable and known to the index, for the next opening to hold the index
+    /// against.
+    pub(crate) fn note_durable(&self, lengths: &BTreeMap<u32, u64>) -> Result<(), PackError> {
+        floor::write(&self.dir, lengths)
+    }
+
+    /// Whether there is a pack in `dir`.
+    pub(crate) fn any(dir: &Path) -> Result<bool, PackError> {
+        match std::fs::read_dir(dir) {
+            Ok(mut entries) => Ok(entries.any(|entry| entry.is_ok_and(|entry| number_of(&entry.path()).is_some()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(at("listing", dir)(error)),
+        }
     }
 
     fn file(&self, pack: &Pack) -> Result<Arc<File>, PackError> {
@@ -294,7 +465,7 @@ impl Packs {
                 io::ErrorKind::NotFound => PackError::Gone(pack.number),
                 _ => at("opening", &pack.path)(error),
             })?;
-            check_header(&file, pack)?;
+            check_header(&file, pack.number, &pack.path)?;
             Ok(Arc::new(file))
         })
     }
@@ -394,19 +565,22 @@ fn header(number: u32) -> [u8; FILE_HEADER] {
     header
 }
 
-fn check_header(file: &File, pack: &Pack) -> Result<(), PackError> {
+fn check_header(file: &File, number: u32, path: &Path) -> Result<(), PackError> {
     let mut found = [0; FILE_HEADER];
-    file.read_exact_at(&mut found, 0).map_err(at("reading the header of", &pack.path))?;
-    if found == header(pack.number) {
+    match file.read_exact_at(&mut found, 0) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(PackError::Header(path.to_owned())),
+        read => read.map_err(at("reading the header of", path))?,
+    }
+    if found == header(number) {
         return Ok(());
     }
     let mut checksum = [0; 8];
     checksum.copy_from_slice(&found[24..32]);
     let version = u32::from_le_bytes([found[8], found[9], found[10], found[11]]);
     if found[0..8] == MAGIC && xxh3_64(&found[..24]).to_le_bytes() == checksum && version != PACK_VERSION {
-        return Err(PackError::Version { path: pack.path.clone(), version });
+        return Err(PackError::Version { path: path.to_owned(), version });
     }
-    Err(PackError::Header(pack.path.clone()))
+    Err(PackError::Header(path.to_owned()))
 }
 
 #[cfg(test)]

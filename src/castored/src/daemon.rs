@@ -19,7 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::failure::Failure;
-use crate::{state, status};
+use crate::{fsck, state, status};
 
 /// Worker threads for what reads the disk or hashes. Idle ones end.
 const BLOCKING_THREADS: usize = 256;
@@ -116,9 +116,12 @@ async fn serve(
     let listeners = listen_for_grpc(grpc, grpc_socket(&locations.state_dir), &settings)?;
     let grpc_address = listeners.tcp_address();
     let services = rpc_services(&store, &settings)?;
+    let checks =
+        fsck::Server { store: store.clone(), scheduler: scheduler.clone(), settings: Arc::new(settings.clone()) };
     let daemon = Daemon::new(store.clone(), scheduler.clone(), settings, locations.clone(), extras)?;
     let status = status::Source { daemon: daemon.clone(), scheduler, store };
     let answering = status::listen(&locations.state_dir)?;
+    let checking = fsck::listen(&locations.state_dir)?;
     let (listener, own_socket) = match ::daemon::passed_by_systemd()? {
         Some(listener) => (listener, None),
         None => (::daemon::bind(&locations.socket)?, Some(locations.socket.clone())),
@@ -133,6 +136,7 @@ async fn serve(
     };
     let grpc_server = tokio::spawn(listeners.serve(services, wait(stopped.clone())));
     tokio::spawn(status::answer(answering, status));
+    tokio::spawn(checks.run(checking));
     tokio::spawn(async move {
         termination.wait().await;
         let _ = stop.send(true);

@@ -38,6 +38,8 @@ pub(crate) enum Failure {
     Client(#[from] ClientError),
     #[error("'{}' is for the daemon's own user, since it shows what everybody builds; try again as that user", .0.display())]
     NotYours(PathBuf),
+    #[error("the daemon could not check its store: {0}")]
+    Fsck(String),
     #[error("{0}")]
     Usage(String),
 }

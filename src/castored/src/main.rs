@@ -6,6 +6,7 @@
 mod cli;
 mod daemon;
 mod failure;
+mod fsck;
 mod import;
 mod sizes;
 mod state;

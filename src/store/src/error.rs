@@ -169,6 +169,20 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// Making the index anew was interrupted. To go on with half of it would lose the rest.
+    #[error("making the index of this store anew was interrupted; run `castored fsck --rebuild-index` again")]
+    RebuildUnfinished,
+    /// The index could not be made anew.
+    #[error(transparent)]
+    Rebuild(#[from] castore::rebuild::RebuildError),
+    /// A path whose contents are known not to be what they should be.
+    #[error("path '{path}' is quarantined: {reason}")]
+    Quarantined {
+        /// The path (full path).
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A record of the index does not decode.
     #[error("the record of '{key}' in the index is damaged: {reason}")]
     Record {

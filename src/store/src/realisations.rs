@@ -16,6 +16,7 @@ use prost::Message;
 
 use crate::derivations::output_paths;
 use crate::error::{Error, Result};
+use crate::records::RecordWriter;
 use crate::register::{MAX_SIGNATURE_LENGTH, MAX_SIGNATURES};
 use crate::store::Store;
 use crate::trust::SignaturePolicy;
@@ -38,6 +39,33 @@ struct Record {
     /// Base name of the derivation, if it names the output.
     #[prost(string, tag = "4")]
     drv_path: String,
+    /// The number that the path has: a path that was deleted and came back is another one. 0 in old rows.
+    #[prost(uint32, tag = "5")]
+    number: u32,
+}
+
+/// The path that a row of the table of realisations names, by its digest, and the number it had.
+pub(crate) fn realised_path(key: &[u8], value: &[u8]) -> Result<([u8; 20], u32)> {
+    let damaged = |reason: String| Error::Record { key: key.iter().map(|b| format!("{b:02x}")).collect(), reason };
+    let record = Record::decode(value).map_err(|e| damaged(e.to_string()))?;
+    let path = StorePath::from_base_name(&record.out_path).map_err(|e| damaged(e.to_string()))?;
+    Ok((path.digest(), record.number))
+}
+
+/// Two rows of the same realisation as one: with the signatures of both, which neither takes back.
+pub(crate) fn merged(one: &[u8], other: &[u8]) -> Option<Vec<u8>> {
+    let (mut one, other) = (Record::decode(one).ok()?, Record::decode(other).ok()?);
+    let room = MAX_SIGNATURES.saturating_sub(one.signatures.len());
+    let new: Vec<String> =
+        other.signatures.into_iter().filter(|signature| !one.signatures.contains(signature)).collect();
+    one.signatures.extend(new.into_iter().take(room));
+    one.signatures.sort_unstable();
+    Some(one.encode_to_vec())
+}
+
+/// The same row for a path that has another number now.
+pub(crate) fn renumbered(value: &[u8], number: u32) -> Option<Vec<u8>> {
+    Some(Record { number, ..Record::decode(value).ok()? }.encode_to_vec())
 }
 
 /// The key of an output: of which kind its name is, the hash or digest in it, the output.
@@ -49,7 +77,7 @@ fn key(id: &DrvOutput) -> Vec<u8> {
 }
 
 impl Record {
-    fn new(realisation: &Realisation) -> Self {
+    fn new(realisation: &Realisation, number: u32) -> Self {
         let drv_path = match &realisation.id {
             DrvOutput::Path { drv, .. } => drv.to_string(),
             DrvOutput::Modulo { .. } => String::new(),
@@ -59,6 +87,7 @@ impl Record {
             signatures: realisation.signatures.iter().map(Signature::to_string).collect(),
             dependencies: realisation.dependencies.iter().map(|(id, p)| (id.to_string(), p.to_string())).collect(),
             drv_path,
+            number,
         }
     }
 
@@ -119,7 +148,7 @@ impl Store {
             return Err(Error::UntrustedRealisation(new.id.to_string()));
         }
         let _changing = self.changing.lock();
-        self.valid_entry(&new.out_path)?;
+        let number = self.valid_entry(&new.out_path)?.number;
         let key = key(&new.id);
         let mut merged = new.clone();
         if let Some(bytes) = self.index().get(&self.tables.realisations, &key)?
@@ -139,8 +168,11 @@ impl Store {
         check_size(&merged)?;
         let mut batch = Batch::default();
         batch.put(self.tables.realised, &[&merged.out_path.digest()[..], &key].concat(), Vec::new());
-        batch.put(self.tables.realisations, &key, Record::new(&merged).encode_to_vec());
-        Ok(self.index().commit(batch)?)
+        let row = Record::new(&merged, number).encode_to_vec();
+        let mut records = RecordWriter::new(self);
+        records.realisation(&key, &row)?;
+        batch.put(self.tables.realisations, &key, row);
+        records.commit(batch)
     }
 
     /// Adds to `batch` what removes the realisations of a path that is deleted.

@@ -18,6 +18,7 @@ use crate::derivations::output_paths;
 use crate::error::{Error, Result};
 use crate::nar_in::Pin;
 use crate::record::Entry;
+use crate::records::RecordWriter;
 use crate::store::{META_NEXT_NUMBER, Store};
 use crate::view::StoreEvent;
 
@@ -53,10 +54,15 @@ impl Numbers {
     pub(crate) fn starting_at(next: u32) -> Self {
         Self { next, reserved: next }
     }
+
+    /// Numbers below this one were given away, or never will be.
+    pub(crate) fn next(&self) -> u32 {
+        self.next
+    }
 }
 
 impl Store {
-    fn take_number(&self, numbers: &mut Numbers) -> Result<u32> {
+    pub(crate) fn take_number(&self, numbers: &mut Numbers) -> Result<u32> {
         if numbers.next == numbers.reserved {
             let reserved = numbers.reserved.checked_add(NUMBER_RESERVE).ok_or(Error::NumbersExhausted)?;
             let mut batch = Batch::default();
@@ -97,8 +103,12 @@ impl Store {
         {
             let mut numbers = self.changing.lock();
             let mut batch = Batch::default();
+            let mut records = RecordWriter::new(self);
             for new in &paths {
-                self.add_to_batch(new.clone(), &offered, &mut numbers, &mut batch, &mut events)?;
+                let entry = self.add_to_batch(new.clone(), &offered, &mut numbers, &mut batch, &mut events)?;
+                let row = entry.encode();
+                records.path(&row)?;
+                batch.put(self.tables.paths, &entry.info.path.digest(), row);
             }
             for (drv_path, derivation) in &outputs {
                 for (name, output) in output_paths(&derivation.basic) {
@@ -106,7 +116,7 @@ impl Store {
                     batch.put(self.tables.derivers, &key, name.as_str().to_owned());
                 }
             }
-            self.index().commit(batch)?;
+            records.commit(batch)?;
         }
         // The pins in `paths` may go from here on.
         drop(paths);
@@ -121,7 +131,7 @@ impl Store {
         numbers: &mut Numbers,
         batch: &mut Batch,
         events: &mut Vec<StoreEvent>,
-    ) -> Result<()> {
+    ) -> Result<Entry> {
         let NewPath { mut info, node, pin: _ } = new;
         let digest = info.path.digest();
         let entry = match self.entry_by_digest(&digest)? {
@@ -154,8 +164,7 @@ impl Store {
                 Entry { info, node, number }
             }
         };
-        batch.put(self.tables.paths, &digest, entry.encode());
-        Ok(())
+        Ok(entry)
     }
 
     /// Adds signatures to a valid path.
@@ -167,9 +176,12 @@ impl Store {
         let mut entry = self.valid_entry(path)?;
         entry.info.signatures.extend(signatures);
         self.check_signature_sizes(path, &entry.info.signatures)?;
+        let row = entry.encode();
+        let mut records = RecordWriter::new(self);
+        records.path(&row)?;
         let mut batch = Batch::default();
-        batch.put(self.tables.paths, &path.digest(), entry.encode());
-        Ok(self.index().commit(batch)?)
+        batch.put(self.tables.paths, &path.digest(), row);
+        records.commit(batch)
     }
 
     fn check_signature_sizes(&self, path: &StorePath, signatures: &BTreeSet<Signature>) -> Result<()> {

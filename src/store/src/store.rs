@@ -14,6 +14,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::derivations::DerivationCache;
 use crate::error::{Error, Result};
 use crate::lock::StateLock;
+use crate::quarantine::Quarantine;
 use crate::record::{self, Entry};
 use crate::sweep::Sweeper;
 use crate::temp_roots::{Registry, TEMP_ROOTS, TempRoots};
@@ -57,14 +58,35 @@ pub(crate) struct Tables {
     pub(crate) realisations: Table,
     /// Digest of a path + key of one of its realisations → nothing.
     pub(crate) realised: Table,
+    /// Digest of a path that is damaged and could not be repaired → what is wrong, see [`crate::quarantine`].
+    pub(crate) quarantine: Table,
     /// Names → values, see the keys below.
     pub(crate) meta: Table,
+}
+
+impl Tables {
+    fn open(index: &Index) -> Result<Self> {
+        Ok(Self {
+            paths: index.table("paths")?,
+            referrers: index.table("referrers")?,
+            derivers: index.table("derivers")?,
+            numbers: index.table("numbers")?,
+            realisations: index.table("realisations")?,
+            realised: index.table("realised")?,
+            quarantine: index.table("quarantine")?,
+            meta: index.table("meta")?,
+        })
+    }
 }
 
 pub(crate) const META_SCHEMA: &[u8] = b"schema";
 pub(crate) const META_STORE_DIR: &[u8] = b"store-dir";
 /// Numbers below this one may be in use.
 pub(crate) const META_NEXT_NUMBER: &[u8] = b"next-number";
+/// There once every path and realisation has a record in the packs, see [`crate::records`].
+pub(crate) const META_RECORDS: &[u8] = b"records";
+/// Digest of the record that says which paths there are.
+pub(crate) const META_CHECKPOINT: &[u8] = b"checkpoint";
 /// There while paths were deleted and their objects perhaps not yet, see [`crate::sweep`].
 pub(crate) const META_SWEEP: &[u8] = b"sweep";
 
@@ -80,6 +102,7 @@ pub struct Store {
     pub(crate) collecting: Mutex<()>,
     pub(crate) derivations: DerivationCache,
     pub(crate) sweeper: Sweeper,
+    pub(crate) quarantine: Quarantine,
     subscribers: RwLock<Vec<Subscriber>>,
     /// Last, so that it is released when everything above is closed.
     _lock: StateLock,
@@ -98,23 +121,31 @@ impl Store {
     /// [`Error::InUse`] when another process has it open, [`Error::WrongStoreDir`] when it was made for
     /// another store directory, and whatever the castore says.
     pub fn open(config: Config) -> Result<Arc<Self>> {
+        let store = Self::open_unswept(config)?;
+        if store.index().get(&store.tables.meta, castore::rebuild::UNFINISHED)?.is_some() {
+            return Err(Error::RebuildUnfinished);
+        }
+        Sweeper::start(&store)?;
+        Ok(store)
+    }
+
+    /// The same, but nothing is swept, and it may be a store whose index is being made anew.
+    pub(crate) fn open_unswept(config: Config) -> Result<Arc<Self>> {
         let dir = config.state_dir.join("castored");
         std::fs::create_dir_all(&dir).map_err(|e| Error::file("create", &dir, e))?;
         let lock = StateLock::acquire(&dir)?;
+        Self::open_locked(config, lock)
+    }
+
+    pub(crate) fn open_locked(config: Config, lock: StateLock) -> Result<Arc<Self>> {
+        let dir = config.state_dir.join("castored");
         let engine = Engine::open(&dir, Options { cache_bytes: config.cache_bytes, ..Options::default() })?;
         let index = engine.index();
-        let tables = Tables {
-            paths: index.table("paths")?,
-            referrers: index.table("referrers")?,
-            derivers: index.table("derivers")?,
-            numbers: index.table("numbers")?,
-            realisations: index.table("realisations")?,
-            realised: index.table("realised")?,
-            meta: index.table("meta")?,
-        };
+        let tables = Tables::open(index)?;
         let next = Self::check_meta(index, &tables, &config.store_dir)?;
         let temp_roots = Arc::new(Registry::new(config.state_dir.join(TEMP_ROOTS)));
-        let store = Arc::new(Self {
+        let quarantine = Quarantine::read(index, &tables)?;
+        Ok(Arc::new(Self {
             config,
             tables,
             changing: Mutex::new(crate::register::Numbers::starting_at(next)),
@@ -122,12 +153,11 @@ impl Store {
             collecting: Mutex::default(),
             derivations: DerivationCache::default(),
             sweeper: Sweeper::default(),
+            quarantine,
             subscribers: RwLock::default(),
             engine,
             _lock: lock,
-        });
-        Sweeper::start(&store)?;
-        Ok(store)
+        }))
     }
 
     /// Checks the meta table or, in a new store, writes it; gives the first free path number.
@@ -150,6 +180,7 @@ impl Store {
             let mut batch = Batch::default();
             batch.put(tables.meta, META_STORE_DIR, store_dir.as_str().to_owned());
             batch.put(tables.meta, META_SCHEMA, SCHEMA);
+            batch.put(tables.meta, META_RECORDS, "1");
             index.commit(batch)?;
         }
         let next = get(META_NEXT_NUMBER)?.and_then(|n| n.parse().ok());

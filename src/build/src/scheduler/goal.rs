@@ -98,8 +98,7 @@ impl Realisation {
             BuildMode::Check if !plan.is_complete() && !plan.derivation.basic.is_impure() => {
                 Err(Failure::misc(format!("some outputs of '{}' are not valid, so checking is not possible", name())))
             }
-            BuildMode::Repair => Err(Failure::misc(format!("cannot repair '{}': not supported yet", name()))),
-            BuildMode::Check | BuildMode::Normal => Ok(()),
+            BuildMode::Check | BuildMode::Normal | BuildMode::Repair => Ok(()),
         }
     }
 

@@ -24,6 +24,7 @@ use super::session::Session;
 pub(crate) struct GoalKey {
     pub(crate) drv: StorePath,
     check: bool,
+    repair: bool,
     /// SHA-256 of a derivation that a client sent along. Its path is the client's word, so it is never taken for the
     /// derivation that is stored there, nor for another one that was sent under that name.
     inline: Option<[u8; 32]>,
@@ -32,7 +33,7 @@ pub(crate) struct GoalKey {
 impl GoalKey {
     /// The derivation that is stored at `drv`.
     pub(crate) fn stored(drv: StorePath, mode: BuildMode) -> Self {
-        Self { drv, check: mode == BuildMode::Check, inline: None }
+        Self { drv, check: mode == BuildMode::Check, repair: mode == BuildMode::Repair, inline: None }
     }
 
     /// A derivation that a client sent and calls `drv`.

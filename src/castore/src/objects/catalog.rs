@@ -84,6 +84,10 @@ impl Catalog {
 impl Core {
     /// Whether the object is there; if so, a collection that runs will not remove it.
     pub(super) fn touch(&self, key: &ObjectKey) -> Result<bool, ObjectError> {
+        if self.damaged.contains(key) {
+            // As if it were not here: what is put in its place is a good copy.
+            return Ok(false);
+        }
         if !self.catalog.recording.load(Ordering::Acquire) {
             return Ok(self.entry(key)?.is_some());
         }
@@ -95,28 +99,52 @@ impl Core {
         Ok(found)
     }
 
-    /// Enters the objects of a block that was appended, but for those that came to be in the meantime.
-    pub(super) fn enter(&self, block: &BlockBuilder, landing: Landing) -> Result<(), ObjectError> {
+    /// Enters the objects of a block that was appended, but for those that came to be in the meantime. A copy that is
+    /// known to be damaged gives way. What `with` changes becomes visible in the same step.
+    pub(super) fn enter(&self, block: &BlockBuilder, landing: Landing, with: Batch) -> Result<(), ObjectError> {
         let place = landing.place;
         let mut state = self.catalog.lock();
-        let mut usage = state.usage.get(&place.pack).copied().unwrap_or_default();
-        usage.raw_bytes += block.raw_length() as u64;
+        let mut changed = HashMap::from([(place.pack, state.usage.get(&place.pack).copied().unwrap_or_default())]);
         let mut batch = Batch::new();
         let mut entered = HashSet::new();
+        let mut healed = Vec::new();
         for (key, start, length) in block.objects() {
-            if entered.insert(key) && self.entry(&key)?.is_none() {
-                usage.live_objects += 1;
-                usage.live_bytes += u64::from(length);
-                let entry = Entry { place, start, length };
-                batch.put(self.tables.objects, &key_bytes(&key), entry.encode().to_vec());
+            if entered.insert(key) {
+                let damaged = self.damaged.contains(&key);
+                let before = match self.entry(&key) {
+                    Err(ObjectError::Entry(_)) if damaged => None,
+                    other => other?,
+                };
+                if before.is_none() || damaged {
+                    if let Some(before) = before {
+                        let pack = before.place.pack;
+                        let usage =
+                            changed.entry(pack).or_insert_with(|| state.usage.get(&pack).copied().unwrap_or_default());
+                        usage.live_objects = usage.live_objects.saturating_sub(1);
+                        usage.live_bytes = usage.live_bytes.saturating_sub(u64::from(before.length));
+                    }
+                    let usage = changed.entry(place.pack).or_default();
+                    usage.live_objects += 1;
+                    usage.live_bytes += u64::from(length);
+                    let entry = Entry { place, start, length };
+                    batch.put(self.tables.objects, &key_bytes(&key), entry.encode().to_vec());
+                    if damaged {
+                        healed.push(key);
+                    }
+                }
             }
             if let Some(touched) = &mut state.touched {
                 touched.insert(&key);
             }
         }
-        batch.put(self.tables.usage, &Packs::key(place.pack), usage.encode());
+        changed.entry(place.pack).or_default().raw_bytes += block.raw_length() as u64;
+        for (&pack, usage) in &changed {
+            batch.put(self.tables.usage, &Packs::key(pack), usage.encode());
+        }
+        batch.append(with);
         self.index.commit(batch)?;
-        state.usage.insert(place.pack, usage);
+        state.usage.extend(changed);
+        self.damaged.remove(&healed);
         Ok(())
     }
 }

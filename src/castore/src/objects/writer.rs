@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::landing::Outstanding;
 use super::{MAX_OBJECT, ObjectError, ObjectKey, ObjectStore};
+use crate::index::Batch;
 use crate::pack::BlockBuilder;
 
 /// A block is closed when it has gathered this many raw bytes.
@@ -83,7 +84,27 @@ impl ObjectWriter {
         let last = std::mem::take(&mut self.block);
         // Nothing else is left to do for this thread, so it compresses the last block itself. An import of one small
         // object thus costs no change of threads.
-        let landed = if last.is_empty() { Ok(()) } else { self.store.core.land(&last) };
+        let landed = if last.is_empty() { Ok(()) } else { self.store.core.land(&last, Batch::new()) };
+        self.flushed(landed)
+    }
+
+    /// Makes everything put so far visible, and what `batch` changes in one step with the last of it: whoever sees the
+    /// changes sees the objects, and after a crash neither is there without the other.
+    pub fn flush_with(&mut self, batch: Batch) -> Result<(), ObjectError> {
+        if self.failed {
+            return Err(ObjectError::Failed);
+        }
+        let last = std::mem::take(&mut self.block);
+        let before = self.outstanding.wait();
+        let landed = match before {
+            Ok(()) if last.is_empty() => self.store.core.index.commit(batch).map_err(ObjectError::from),
+            Ok(()) => self.store.core.land(&last, batch),
+            Err(error) => Err(error),
+        };
+        self.flushed(landed)
+    }
+
+    fn flushed(&mut self, landed: Result<(), ObjectError>) -> Result<(), ObjectError> {
         let result = self.outstanding.wait().and(landed);
         self.failed = result.is_err();
         self.recent.clear();

@@ -7,7 +7,8 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use zstd::bulk::{Compressor, Decompressor};
 
 use super::PackError;
-use crate::objects::ObjectKey;
+use crate::digest::Digest;
+use crate::objects::{ObjectKey, ObjectKind};
 
 /// The largest raw payload a block may have: the largest object, in a block to itself.
 pub(crate) const MAX_RAW: usize = 64 << 20;
@@ -34,7 +35,7 @@ const RAW: u8 = 0;
 const ZSTD: u8 = 1;
 
 /// What is wrong with the bytes of a block.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BlockError {
     /// Fewer bytes than the block should have.
     #[error("the block is cut short")]
@@ -141,7 +142,8 @@ fn head_checksum(head: &[u8], offset: u64) -> u64 {
 }
 
 /// The raw payload of the block `bytes`, which stands at `offset` of its file. Every checksum is verified.
-pub(super) fn decode(bytes: Vec<u8>, offset: u64) -> Result<Bytes, BlockError> {
+pub(super) fn decode(bytes: impl Into<Bytes>, offset: u64) -> Result<Bytes, BlockError> {
+    let bytes = bytes.into();
     let header = bytes.first_chunk::<HEADER>().ok_or(BlockError::Short)?;
     if header[0..4] != MAGIC {
         return Err(BlockError::Magic);
@@ -168,7 +170,7 @@ pub(super) fn decode(bytes: Vec<u8>, offset: u64) -> Result<Bytes, BlockError> {
         return Err(BlockError::Payload);
     }
     match header[4] {
-        RAW if stored_length == raw_length => Ok(Bytes::from(bytes).slice(payload_at..)),
+        RAW if stored_length == raw_length => Ok(bytes.slice(payload_at..)),
         RAW => Err(BlockError::Contradiction("a raw payload of another length")),
         ZSTD => {
             let raw = decompress(payload, raw_length)
@@ -180,6 +182,87 @@ pub(super) fn decode(bytes: Vec<u8>, offset: u64) -> Result<Bytes, BlockError> {
         }
         _ => Err(BlockError::Contradiction("unknown codec")),
     }
+}
+
+/// An object in a block: where its contents lie in the raw payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) key: ObjectKey,
+    pub(crate) start: u32,
+    pub(crate) length: u32,
+}
+
+/// The lengths in a block's header, of which nothing but their limits was verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lengths {
+    /// Header and table.
+    pub(super) head: usize,
+    pub(super) stored: usize,
+    pub(super) raw: usize,
+}
+
+impl Lengths {
+    pub(super) fn whole(self) -> usize {
+        self.head + self.stored
+    }
+}
+
+/// The length of a block's header.
+pub(super) const BLOCK_HEADER: usize = HEADER;
+
+/// What the header `bytes` begin with says of lengths; `None` when no block can have them.
+pub(super) fn lengths(bytes: &[u8]) -> Option<Lengths> {
+    let header = bytes.first_chunk::<HEADER>()?;
+    let objects = u32_at(header, 8) as usize;
+    let (raw, stored) = (u32_at(header, 12) as usize, u32_at(header, 16) as usize);
+    let possible = objects <= MAX_OBJECTS && raw <= MAX_RAW && stored <= raw;
+    possible.then_some(Lengths { head: HEADER + objects * ROW, stored, raw })
+}
+
+/// Whether header and table, which `head` is, are as they were written at `offset`.
+pub(super) fn is_head_whole(head: &[u8], offset: u64) -> bool {
+    head.first_chunk::<HEADER>().is_some_and(|header| {
+        header[0..4] == MAGIC
+            && HEADER + u32_at(header, 8) as usize * ROW == head.len()
+            && head_checksum(head, offset) == u64_at(header, 32)
+    })
+}
+
+/// The table of the block `bytes`.
+pub(super) fn rows(bytes: &[u8]) -> Result<Vec<Row>, BlockError> {
+    let lengths = lengths(bytes).ok_or(BlockError::Head)?;
+    let table = bytes.get(HEADER..lengths.head).ok_or(BlockError::Short)?;
+    let mut start = 0_usize;
+    let mut rows = Vec::with_capacity(table.len() / ROW);
+    for row in table.chunks_exact(ROW) {
+        let kind = ObjectKind::from_byte(row[0]);
+        let mut digest = [0; 32];
+        digest.copy_from_slice(&row[1..33]);
+        let length = u32_at(row, 33);
+        // A kind of a later version is passed over; its contents count all the same.
+        if let Some(kind) = kind {
+            let key = ObjectKey { kind, digest: Digest::from(digest) };
+            rows.push(Row { key, start: start as u32, length });
+        }
+        start += length as usize;
+        if start > lengths.raw {
+            return Err(BlockError::Contradiction("its objects are longer than its payload"));
+        }
+    }
+    Ok(rows)
+}
+
+/// What may be the raw payload of a damaged block: no checksum is looked at. For who knows the digests of what is in it.
+pub(super) fn salvage(bytes: &[u8]) -> Result<Bytes, BlockError> {
+    let lengths = lengths(bytes).ok_or(BlockError::Head)?;
+    // The end of the block is known from elsewhere, and the payload reaches up to it.
+    let payload = bytes.len().checked_sub(lengths.stored).and_then(|at| bytes.get(at..)).ok_or(BlockError::Short)?;
+    if lengths.stored == lengths.raw {
+        return Ok(Bytes::copy_from_slice(payload));
+    }
+    decompress(payload, lengths.raw)
+        .map(Bytes::from)
+        .map_err(|_| BlockError::Contradiction("the payload does not decompress"))
 }
 
 thread_local! {

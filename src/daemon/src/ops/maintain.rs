@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::io::Read;
-use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, PathBuf};
 
@@ -185,36 +184,4 @@ pub(super) async fn add_build_log(
 pub(super) fn optimise(session: &Session) -> Response {
     session.events.log(Verbosity::Info, "the store is deduplicated as it is written: nothing to optimise");
     Response::One
-}
-
-pub(super) async fn verify(session: &Session, check_contents: bool, repair: bool) -> Result<Response, OpError> {
-    if repair && !session.is_trusted() {
-        return Err(OpError::new("you are not privileged to repair paths"));
-    }
-    let events = session.events.clone();
-    events.log(Verbosity::Info, "checking path existence...");
-    let damage = session
-        .blocking(move |store| {
-            // A client that left has dropped its events.
-            let mut each = |path: &StorePath| {
-                if check_contents {
-                    let path = store.store_dir().display(path);
-                    events.log(Verbosity::Talkative, format!("checking contents of '{path}'"));
-                }
-                if std::sync::Arc::strong_count(&events) > 1 {
-                    ControlFlow::Continue(())
-                } else {
-                    ControlFlow::Break(())
-                }
-            };
-            Ok(store.verify(check_contents, &mut each)?)
-        })
-        .await?;
-    for found in &damage {
-        session.events.log(Verbosity::Error, format!("error: {}", found.message));
-    }
-    if repair && !damage.is_empty() {
-        session.events.log(Verbosity::Warn, "warning: repairing is not supported yet; the paths are left as they are");
-    }
-    Ok(Response::Bool(!damage.is_empty()))
 }

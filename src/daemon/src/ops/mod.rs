@@ -9,6 +9,7 @@ mod query;
 mod realisation;
 mod restricted;
 mod substitutes;
+mod verify;
 
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::{Request, Response};
@@ -118,7 +119,7 @@ async fn unrestricted(session: &mut Session, input: &mut Input, request: Request
         // There is nothing to wait for: roots and collections see each other at once.
         Request::SyncWithGc => Response::One,
         Request::OptimiseStore => maintain::optimise(session),
-        Request::VerifyStore { check_contents, repair } => maintain::verify(session, check_contents, repair).await?,
+        Request::VerifyStore { check_contents, repair } => verify::verify(session, check_contents, repair).await?,
     };
     Ok(response.into())
 }

@@ -131,6 +131,7 @@ impl Store {
             let digest = path.digest();
             batch.delete(self.tables.paths, &digest);
             batch.delete(self.tables.numbers, &entry.number.to_be_bytes());
+            self.quarantine.release(&digest, &self.tables, &mut batch);
             for reference in &entry.info.references {
                 batch.delete(self.tables.referrers, &[reference.digest(), digest].concat());
             }
