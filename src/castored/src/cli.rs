@@ -8,7 +8,8 @@ use ::daemon::Locations;
 use clap::{Args, Parser, Subcommand};
 
 use crate::failure::Failure;
-use crate::{daemon, import, stats, status};
+use crate::moving::{AdoptArgs, ExportArgs};
+use crate::{daemon, import, moving, stats, status};
 
 /// A drop-in replacement for nix-daemon: a content-addressed, deduplicated, compressed Nix store.
 #[derive(Debug, Parser)]
@@ -47,6 +48,8 @@ enum Command {
     Daemon(DaemonArgs),
     /// Add files or directories to the store and print their store paths.
     Import(ImportArgs),
+    Adopt(AdoptArgs),
+    ExportStore(ExportArgs),
     /// Show what a running daemon is doing.
     Status(FormatArgs),
     /// Show how much the store holds and what it takes on disk.
@@ -97,6 +100,8 @@ impl Cli {
                 daemon::run(daemon::Options { locations, grpc, overrides, record, forced_trust: None })
             }
             Command::Import(args) => import::run(&locations, &args.paths),
+            Command::Adopt(args) => moving::adopt(&locations, &args),
+            Command::ExportStore(args) => moving::export(&locations, &args),
             Command::Status(args) => status::run(&locations, args.json),
             Command::Stats(args) => stats::run(&locations, args.json),
         }

@@ -92,14 +92,22 @@ pub(crate) fn run(options: Options) -> Result<ExitCode, Failure> {
     state::prepare(&locations)?;
     let store = Store::open(Config::new(locations.store_dir.clone(), &locations.state_dir))?;
     let store_dir = PathBuf::from(locations.store_dir.as_str());
-    state::prepare_store_dir(&store_dir)?;
-    let mount = Mount::new(store.clone(), &store_dir, mount::Options::default())?;
+    state::prepare_store_dir(&locations)?;
+    let group = build_group(&settings);
+    let mount = Mount::new(store.clone(), &store_dir, mount::Options { group, ..mount::Options::default() })?;
     let served = runtime.block_on(serve(store.clone(), settings, locations, grpc, extras, store_dir, termination));
     // Sessions and builds that are still running end here.
     drop(runtime);
     mount.unmount()?;
     store.sync()?;
     served.map(|()| ExitCode::SUCCESS)
+}
+
+/// The group that stock gives its store directory to. A client run as root without the daemon would do that first, and stop
+/// at the mount before it comes to where it is told what to do.
+fn build_group(settings: &Settings) -> Option<u32> {
+    let name = settings.build_users_group.as_deref().filter(|name| !name.is_empty())?;
+    nix::unistd::Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw())
 }
 
 async fn serve(

@@ -29,12 +29,14 @@ pub struct Options {
     pub threads: usize,
     /// How far the kernel reads ahead, in KiB. Set through sysfs where that is permitted, since FUSE itself caps it at 128.
     pub read_ahead_kib: u32,
+    /// Show the store directory with this group and mode 1775, as stock does, instead of as root's alone.
+    pub group: Option<u32>,
 }
 
 impl Default for Options {
     fn default() -> Options {
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        Options { threads: processors.clamp(*THREADS.start(), *THREADS.end()), read_ahead_kib: 1024 }
+        Options { threads: processors.clamp(*THREADS.start(), *THREADS.end()), read_ahead_kib: 1024, group: None }
     }
 }
 
@@ -72,7 +74,7 @@ impl Mount {
 
         let tree = Arc::new(Tree::new(Arc::clone(&view)));
         let invalidations = Invalidations::new();
-        let filesystem = StoreFilesystem::new(Arc::clone(&tree), Arc::clone(&invalidations));
+        let filesystem = StoreFilesystem::new(Arc::clone(&tree), Arc::clone(&invalidations), options.group);
         let mut config = Config::default();
         config.n_threads = Some(options.threads.max(1));
         config.acl = if mounted.shared { SessionACL::All } else { SessionACL::Owner };

@@ -48,6 +48,25 @@ fn key(id: &DrvOutput) -> Vec<u8> {
     }
 }
 
+/// The output of a [`key`], with the derivation's name from the record.
+fn named(key: &[u8], record: &[u8]) -> Result<DrvOutput> {
+    let damaged = |reason: String| Error::Record { key: String::from_utf8_lossy(key).into_owned(), reason };
+    let output =
+        |bytes: &[u8]| String::from_utf8_lossy(bytes).parse::<OutputName>().map_err(|e| damaged(e.to_string()));
+    match key.split_first() {
+        Some((b'h', rest)) => match rest.split_first_chunk::<32>() {
+            Some((hash, name)) => Ok(DrvOutput::Modulo { hash: *hash, output: output(name)? }),
+            None => Err(damaged("its key is too short".into())),
+        },
+        Some((b'p', rest)) if rest.len() > 20 => {
+            let record = Record::decode(record).map_err(|e| damaged(e.to_string()))?;
+            let drv = StorePath::from_base_name(&record.drv_path).map_err(|e| damaged(e.to_string()))?;
+            Ok(DrvOutput::Path { drv, output: output(&rest[20..])? })
+        }
+        _ => Err(damaged("its key names no output".into())),
+    }
+}
+
 impl Record {
     fn new(realisation: &Realisation) -> Self {
         let drv_path = match &realisation.id {
@@ -105,6 +124,28 @@ impl Store {
         let by_hash = DrvOutput::Modulo { hash, output: output.clone() };
         let Some(bytes) = self.index().get(&self.tables.realisations, &key(&by_hash))? else { return Ok(None) };
         Ok(Record::read(&bytes, &by_hash)?.map(|found| Realisation::new(id.clone(), found.out_path)))
+    }
+
+    /// All realisations, each under the name it was registered with.
+    ///
+    /// # Errors
+    /// When the index cannot be read or a record is damaged.
+    pub fn all_realisations(&self) -> Result<Vec<Realisation>> {
+        let mut realisations = Vec::new();
+        let mut failure = None;
+        self.index().scan_prefix(&self.tables.realisations, &[], &mut |key, value| match named(key, value)
+            .and_then(|id| Record::read(value, &id))
+        {
+            Ok(found) => {
+                realisations.extend(found);
+                ControlFlow::Continue(())
+            }
+            Err(error) => {
+                failure = Some(error);
+                ControlFlow::Break(())
+            }
+        })?;
+        failure.map_or(Ok(realisations), Err)
     }
 
     /// Registers what an output turned out to be. Known already, it gets the new signatures.
