@@ -16,6 +16,7 @@ mod grpc;
 mod life;
 mod many;
 mod mount;
+mod moving;
 mod nixos;
 mod recursive;
 mod remote;
@@ -23,6 +24,7 @@ mod serve_vectors;
 mod stdio;
 mod streams;
 mod substitute;
+mod tripwire;
 mod upstream_formats;
 mod upstream_vectors;
 

@@ -108,6 +108,9 @@ struct Run<'a> {
 pub fn adopt(store: &Arc<Store>, from: &StockPlaces, options: &Options, progress: &dyn Progress) -> Result<Outcome> {
     let directory = crate::switch::database_of(from);
     let database = Database::open(&directory, store.store_dir(), &store.state_dir().join("castored"))?;
+    if options.in_place {
+        crate::switch::make_writable(&from.store)?;
+    }
     let source = File::open(&from.store).map_err(Error::file("open", &from.store))?;
     let plan = Plan::read(&database)?;
     progress.begin(Stage::Adopting, plan.paths.len() as u64, plan.paths.iter().map(|path| path.nar_size).sum());

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::statvfs::{FsFlags, statvfs};
 use serde::{Deserialize, Serialize};
 
 use crate::adopt::{LeftOut, remove_tree};
@@ -193,7 +194,13 @@ pub fn remove_old(state_dir: &Path, store_dir: &Path, progress: &dyn Progress) -
     Ok(names.len() as u64)
 }
 
-/// Takes off, for this process alone, the FUSE mounts on the store directory, and makes what is below them writable.
+/// Makes old files removable where the store directory is a read-only mount, for the calling thread and those it starts.
+pub(crate) fn make_writable(store_dir: &Path) -> Result<()> {
+    let found = statvfs(store_dir).map_err(|errno| Error::file("examine", store_dir)(errno.into()))?;
+    if found.flags().contains(FsFlags::ST_RDONLY) { uncover(store_dir) } else { Ok(()) }
+}
+
+/// Takes off, for the calling thread alone, the FUSE mounts on the store directory, and makes what is below them writable.
 fn uncover(store_dir: &Path) -> Result<()> {
     let failed = |action: &'static str| move |errno: nix::errno::Errno| Error::file(action, store_dir)(errno.into());
     unshare(CloneFlags::CLONE_NEWNS).map_err(failed("get a mount namespace to uncover"))?;
