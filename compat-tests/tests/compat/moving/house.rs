@@ -51,6 +51,7 @@ impl<'a> House<'a> {
 
     pub(super) fn nix_of(&self, release: &Release, name: &str, store: &str) -> Call {
         let call = Call::nix(&self.s.room, Who::Root, release, name).env("NIX_REMOTE", store);
+        let call = call.env("NIX_LIBEXEC_DIR", release.prefix.join("libexec"));
         // Builds by root itself, without a sandbox: it is the store that matters.
         call.args(["--option", "build-users-group", "", "--option", "sandbox", "false", "--option", "substituters", ""])
     }
@@ -175,6 +176,8 @@ impl<'a> House<'a> {
             }
             let query = |what: &str| {
                 let mut lines = self.nix("nix-store", store).args(["-q", what, &path]).quiet().ok().unwrap().lines();
+                // Processes come and go, and stock does not look for those that run from a store it does not serve.
+                lines.retain(|line| !line.contains("/proc/"));
                 lines.sort();
                 lines.join("\n")
             };
@@ -275,12 +278,20 @@ impl Inventory {
     }
 
     pub(super) fn assert_equal(&self, other: &Self) {
+        self.assert_equal_but_for_roots(other);
+        for (path, said) in &self.paths {
+            assert_eq!(said["roots"], other.paths[path]["roots"], "roots of {path}");
+        }
+        assert_eq!(self.roots, other.roots);
+    }
+
+    /// Of a store below another root, whose links have other names.
+    pub(super) fn assert_equal_but_for_roots(&self, other: &Self) {
         assert_eq!(self.paths(), other.paths());
         for (path, said) in &self.paths {
-            for (what, text) in said {
+            for (what, text) in said.iter().filter(|(what, _)| **what != "roots") {
                 assert_eq!(text, &other.paths[path][what], "{what} of {path}");
             }
         }
-        assert_eq!(self.roots, other.roots);
     }
 }
