@@ -14,6 +14,7 @@
 //! Readers look into the active generation, the flushing one, then the database. No lock is held during I/O.
 
 mod flusher;
+mod journal;
 mod overlay;
 mod storage;
 
@@ -58,6 +59,14 @@ pub enum IndexError {
     /// index is opened anew.
     #[error("writing the index to disk")]
     Flush(#[source] Arc<IndexError>),
+    /// The journal is damaged before its end: what follows the damage was durable, and must not be thrown away with it.
+    #[error("the index's journal {path} is damaged at {offset}")]
+    Journal {
+        /// The journal.
+        path: PathBuf,
+        /// Where the batch begins that cannot be read.
+        offset: u64,
+    },
     /// The disk was full, and the database could not be opened again yet.
     #[error("the index is closed until there is space on the disk")]
     Closed,
@@ -84,11 +93,14 @@ pub struct IndexOptions {
     /// Bytes a generation of the overlay may hold before commits wait for a flush. Two generations and the batch that
     /// is being written can exist at a time, so up to three times this is in use.
     pub overlay_bytes: usize,
+    /// Bytes of one table that the database gathers in memory before it writes a sorted file. A table keeps what it was
+    /// created with.
+    pub memtable_bytes: u64,
 }
 
 impl Default for IndexOptions {
     fn default() -> Self {
-        Self { cache_bytes: 32 << 20, overlay_bytes: 16 << 20 }
+        Self { cache_bytes: 32 << 20, overlay_bytes: 16 << 20, memtable_bytes: 16 << 20 }
     }
 }
 
@@ -243,7 +255,7 @@ impl RecoveredIndex {
 
     /// Opens a table, creating it when there is none.
     pub fn table(&self, name: &'static str) -> Result<Table, IndexError> {
-        self.inner.storage.write().table(name)
+        self.inner.storage.write().table(name, &self.inner.options)
     }
 
     /// The value of `key`.
@@ -289,7 +301,7 @@ impl Index {
     /// Opens a table, creating it when there is none. Ask once and keep the answer: this waits for
     /// scans to end (so it must not be called inside one), and a creation is written to disk.
     pub fn table(&self, name: &'static str) -> Result<Table, IndexError> {
-        self.inner.storage.write().table(name)
+        self.inner.storage.write().table(name, &self.inner.options)
     }
 
     /// The value of `key`.

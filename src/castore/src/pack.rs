@@ -133,6 +133,8 @@ impl Drop for Landing {
 /// All packs of one directory.
 pub(crate) struct Packs {
     dir: PathBuf,
+    /// Open all the time: to run out of descriptors must not look like a disk that cannot sync.
+    directory: File,
     seal_at: u64,
     lengths: Table,
     packs: RwLock<HashMap<u32, Arc<Pack>>>,
@@ -211,8 +213,10 @@ impl Packs {
             _ => None,
         };
         let next = newest.map_or(Some(0), |newest| newest.checked_add(1)).ok_or(PackError::Exhausted)?;
+        let directory = File::open(&dir).map_err(at("opening", &dir))?;
         let packs = Self {
             dir,
+            directory,
             seal_at,
             lengths,
             packs: RwLock::new(packs),
@@ -368,7 +372,7 @@ impl DataFiles for Packs {
             });
         }
         if self.created.swap(false, Ordering::AcqRel) {
-            File::open(&self.dir)?.sync_all()?;
+            self.directory.sync_all()?;
         }
         Ok(rows)
     }
