@@ -34,7 +34,7 @@ pub use record::Entry;
 pub use register::{MAX_SIGNATURE_LENGTH, MAX_SIGNATURES, NewPath};
 pub use roots::GcRoot;
 pub use scan::ReferenceScanner;
-pub use store::{Config, Store};
+pub use store::{Config, Durability, Store};
 pub use temp_roots::TempRoots;
 pub use trust::SignaturePolicy;
 pub use verify::Damage;

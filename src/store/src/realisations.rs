@@ -118,7 +118,7 @@ impl Store {
         {
             return Err(Error::UntrustedRealisation(new.id.to_string()));
         }
-        let _changing = self.changing.lock();
+        let changing = self.changing.lock();
         self.valid_entry(&new.out_path)?;
         let key = key(&new.id);
         let mut merged = new.clone();
@@ -140,7 +140,9 @@ impl Store {
         let mut batch = Batch::default();
         batch.put(self.tables.realised, &[&merged.out_path.digest()[..], &key].concat(), Vec::new());
         batch.put(self.tables.realisations, &key, Record::new(&merged).encode_to_vec());
-        Ok(self.index().commit(batch)?)
+        self.index().commit(batch)?;
+        drop(changing);
+        self.registered()
     }
 
     /// Adds to `batch` what removes the realisations of a path that is deleted.

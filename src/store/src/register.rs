@@ -74,7 +74,7 @@ impl Store {
     /// A path that is valid already keeps its record; new signatures are added to it, and `ultimate` is not
     /// taken back. References must be valid or among the paths. The outputs of a derivation are verified.
     ///
-    /// Durability follows within 100 ms, or at the next [`Store::sync`].
+    /// Durability follows as [`Durability`](crate::Durability) says, or at the next [`Store::sync`].
     ///
     /// # Errors
     /// [`Error::InvalidReference`], [`Error::Derivation`], [`Error::ContentAddressMismatch`] for a content address that
@@ -111,7 +111,7 @@ impl Store {
         // The pins in `paths` may go from here on.
         drop(paths);
         self.publish(&events);
-        Ok(())
+        self.registered()
     }
 
     fn add_to_batch(
@@ -163,13 +163,15 @@ impl Store {
     /// # Errors
     /// [`Error::NotValid`], [`Error::SignatureTooLong`], [`Error::TooManySignatures`].
     pub fn add_signatures(&self, path: &StorePath, signatures: impl IntoIterator<Item = Signature>) -> Result<()> {
-        let _changing = self.changing.lock();
+        let changing = self.changing.lock();
         let mut entry = self.valid_entry(path)?;
         entry.info.signatures.extend(signatures);
         self.check_signature_sizes(path, &entry.info.signatures)?;
         let mut batch = Batch::default();
         batch.put(self.tables.paths, &path.digest(), entry.encode());
-        Ok(self.index().commit(batch)?)
+        self.index().commit(batch)?;
+        drop(changing);
+        self.registered()
     }
 
     fn check_signature_sizes(&self, path: &StorePath, signatures: &BTreeSet<Signature>) -> Result<()> {

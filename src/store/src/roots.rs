@@ -15,7 +15,7 @@ use nix_compat::hash::{Algorithm, Hasher};
 use nix_compat::store_path::{StoreDir, StorePath};
 
 use crate::error::{Error, Result};
-use crate::store::Store;
+use crate::store::{Store, sync_dir};
 use crate::temp_roots;
 
 /// Bytes read of one process's environment or maps.
@@ -187,7 +187,9 @@ fn replace_link(link: &Path, target: &Path) -> Result<()> {
     let temporary = PathBuf::from(temporary);
     let _ = fs::remove_file(&temporary);
     std::os::unix::fs::symlink(target, &temporary).map_err(|e| Error::file("create", &temporary, e))?;
-    fs::rename(&temporary, link).map_err(|e| Error::file("create", link, e))
+    fs::rename(&temporary, link).map_err(|e| Error::file("create", link, e))?;
+    // A root that was acknowledged is there after a crash, as what it keeps is.
+    link.parent().map_or(Ok(()), sync_dir)
 }
 
 /// A path as clients see it.

@@ -1,6 +1,7 @@
 //! The store itself: opening it, and the questions asked of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,9 +22,6 @@ use crate::view::{StoreEvent, Subscriber};
 
 /// Version of the store's own tables, in the meta table. A newer one is refused.
 const SCHEMA: &str = "1";
-/// Decoded blocks kept in memory unless configured otherwise.
-const DEFAULT_CACHE_BYTES: u64 = 64 << 20;
-
 /// Where a store lives.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -31,15 +29,28 @@ pub struct Config {
     pub store_dir: StoreDir,
     /// The state directory, e.g. `/nix/var/nix`; ours is the directory `castored` in it.
     pub state_dir: PathBuf,
-    /// Bytes of decoded blocks kept in memory.
-    pub cache_bytes: u64,
+    /// How the castore shares out memory, and how long its packs get.
+    pub engine: Options,
+    /// When a registration is durable.
+    pub durability: Durability,
 }
 
 impl Config {
-    /// A store with the default cache.
+    /// A store with the defaults.
     pub fn new(store_dir: StoreDir, state_dir: impl Into<PathBuf>) -> Self {
-        Self { store_dir, state_dir: state_dir.into(), cache_bytes: DEFAULT_CACHE_BYTES }
+        let (engine, durability) = (Options::default(), Durability::default());
+        Self { store_dir, state_dir: state_dir.into(), engine, durability }
     }
+}
+
+/// When what is registered is durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Within 100 ms, together with what others register, and at every durable point ([`Store::sync`]).
+    #[default]
+    Grouped,
+    /// Before the registration is answered. Those that come at the same time share the disk's sync.
+    Immediate,
 }
 
 /// The store's tables in the index.
@@ -67,6 +78,11 @@ pub(crate) const META_STORE_DIR: &[u8] = b"store-dir";
 pub(crate) const META_NEXT_NUMBER: &[u8] = b"next-number";
 /// There while paths were deleted and their objects perhaps not yet, see [`crate::sweep`].
 pub(crate) const META_SWEEP: &[u8] = b"sweep";
+
+/// Makes the names in `dir` durable.
+pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| Error::file("sync", dir, e))
+}
 
 /// A Nix store over a castore.
 pub struct Store {
@@ -101,7 +117,9 @@ impl Store {
         let dir = config.state_dir.join("castored");
         std::fs::create_dir_all(&dir).map_err(|e| Error::file("create", &dir, e))?;
         let lock = StateLock::acquire(&dir)?;
-        let engine = Engine::open(&dir, Options { cache_bytes: config.cache_bytes, ..Options::default() })?;
+        // Names made above are durable like what is in them. (That of the state directory is its maker's business.)
+        sync_dir(&config.state_dir)?;
+        let engine = Engine::open(&dir, config.engine.clone())?;
         let index = engine.index();
         let tables = Tables {
             paths: index.table("paths")?,
@@ -181,6 +199,14 @@ impl Store {
     /// When the disk refuses; then nothing before the call may be taken as durable.
     pub fn sync(&self) -> Result<()> {
         Ok(self.engine.sync()?)
+    }
+
+    /// What ends every registration: makes it durable if that is what is configured.
+    pub(crate) fn registered(&self) -> Result<()> {
+        match self.config.durability {
+            Durability::Grouped => Ok(()),
+            Durability::Immediate => self.sync(),
+        }
     }
 
     /// A new set of temporary roots, for a connection or a build.
