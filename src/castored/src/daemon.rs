@@ -90,7 +90,8 @@ pub(crate) fn run(options: Options) -> Result<ExitCode, Failure> {
     };
 
     state::prepare(&locations)?;
-    let store = Store::open(Config::new(locations.store_dir.clone(), &locations.state_dir))?;
+    let durability = ::daemon::durability(&settings)?;
+    let store = Store::open(Config { durability, ..Config::new(locations.store_dir.clone(), &locations.state_dir) })?;
     let store_dir = PathBuf::from(locations.store_dir.as_str());
     state::prepare_store_dir(&store_dir)?;
     let mount = Mount::new(store.clone(), &store_dir, mount::Options::default())?;

@@ -1,6 +1,6 @@
 //! The state directory as stock tools expect it, and the guard against those that would bypass the daemon.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -75,8 +75,14 @@ fn make(dir: &Path, mode: u32) -> Result<(), Failure> {
     if dir.is_dir() {
         return Ok(());
     }
+    let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
     fs::create_dir_all(dir).map_err(Failure::file("create", dir))?;
-    set_mode(dir, mode)
+    set_mode(dir, mode)?;
+    // What is acknowledged later must not go with the name of a directory above it.
+    for parent in missing.into_iter().filter_map(Path::parent) {
+        File::open(parent).and_then(|parent| parent.sync_all()).map_err(Failure::file("sync", parent))?;
+    }
+    Ok(())
 }
 
 fn set_mode(dir: &Path, mode: u32) -> Result<(), Failure> {
