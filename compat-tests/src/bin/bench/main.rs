@@ -1,8 +1,9 @@
-//! `compat-tests/bench [mount|protocol|build]...`: castored measured beside what it replaces, in the same run. All groups
+//! `compat-tests/bench [mount|protocol|build|open]...`: castored measured beside what it replaces, in the same run. All groups
 //! unless some are named. Ends with an error when a target is missed.
 
 mod build;
 mod mount;
+mod open;
 mod protocol;
 mod sides;
 
@@ -14,7 +15,8 @@ use compat_tests::{Error, Result};
 type Group = (&'static str, fn(&Machine) -> Result<bool>);
 
 /// What can be measured.
-const GROUPS: [Group; 3] = [("mount", mount::bench), ("protocol", protocol::bench), ("build", build::bench)];
+const GROUPS: [Group; 4] =
+    [("mount", mount::bench), ("protocol", protocol::bench), ("build", build::bench), ("open", open::bench)];
 
 fn main() -> ExitCode {
     match bench() {
