@@ -316,6 +316,17 @@ impl Offer {
     }
 }
 
+/// An AddMultipleToStore of all of them, without a check of signatures.
+pub fn add_multiple(offers: impl ExactSizeIterator<Item = Offer>) -> Vec<u8> {
+    let mut stream = (offers.len() as u64).to_le_bytes().to_vec();
+    offers.for_each(|offer| offer.write_into_multiple(&mut stream));
+    let mut request: Vec<u8> = [44_u64, 0, 1].iter().flat_map(|w| w.to_le_bytes()).collect();
+    let mut frames = Frames::new(&mut request, 32 * 1024);
+    // Into memory: that cannot fail.
+    let _ = frames.write_all(&stream).and_then(|()| frames.end());
+    request
+}
+
 /// Cuts what is written into frames; [`Frames::end`] sends the last ones.
 #[derive(Debug)]
 pub struct Frames<W> {

@@ -1,12 +1,17 @@
-//! Which tests a suite has, as its `meson.build` files say.
+//! Which tests a suite has, as the files say that it is built with.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::layout::Format;
 use crate::error::{Context, Result};
 
 /// Suites that are programs in C++ to be compiled against Nix's libraries; they are no concern of a daemon's.
 const COMPILED: [&str; 2] = ["plugins", "libstoreconsumer"];
+/// The same in suites that are built with make; or for hardware that not every machine has.
+const LEFT_OUT: [&str; 2] = ["main/plugins", "main/compute-levels"];
+/// The suite of the tests that lie in the tests' directory itself.
+const MAIN: &str = "main";
 /// What takes long is started first, so that the end is not spent waiting for it.
 const LONG: [&str; 5] = ["main/fetchMercurial", "flakes/mercurial", "main/lang", "flakes/flakes", "main/fetchGit"];
 
@@ -44,7 +49,20 @@ impl Case {
 }
 
 /// All tests of the suites in and directly below a directory, in the order they are best run in.
-pub(crate) fn read(tests: &Path) -> Result<Vec<Case>> {
+pub(crate) fn read(tests: &Path, format: Format) -> Result<Vec<Case>> {
+    let mut cases = match format {
+        Format::Meson => read_meson(tests)?,
+        Format::Make => {
+            let file = tests.join("local.mk");
+            parse_make(&fs::read_to_string(&file).doing("reading", &file)?)
+        }
+    };
+    cases.retain(|case| !COMPILED.contains(&case.suite.as_str()) && !LEFT_OUT.contains(&case.name().as_str()));
+    cases.sort_by_key(|case| LONG.iter().position(|name| case.name() == *name).unwrap_or(LONG.len()));
+    Ok(cases)
+}
+
+fn read_meson(tests: &Path) -> Result<Vec<Case>> {
     let mut directories = vec![String::new()];
     for entry in fs::read_dir(tests).doing("listing", tests)?.flatten() {
         directories.push(entry.file_name().to_string_lossy().into_owned());
@@ -57,9 +75,20 @@ pub(crate) fn read(tests: &Path) -> Result<Vec<Case>> {
             parse(&fs::read_to_string(&file).doing("reading", &file)?, &directory, &mut cases);
         }
     }
-    cases.retain(|case| !COMPILED.contains(&case.suite.as_str()));
-    cases.sort_by_key(|case| LONG.iter().position(|name| case.name() == *name).unwrap_or(LONG.len()));
     Ok(cases)
+}
+
+/// A list of words `[DIRECTORY/]NAME.sh` after `nix_tests =`, to the end of its last continued line.
+fn parse_make(makefile: &str) -> Vec<Case> {
+    let list = makefile.split_once("nix_tests =").map_or("", |(_, rest)| rest).replace("\\\n", " ");
+    let words = list.lines().next().unwrap_or_default().split_whitespace();
+    let case = |word: &str| {
+        let word = word.strip_suffix(".sh")?;
+        let (directory, test) = word.split_once('/').unwrap_or(("", word));
+        let suite = if directory.is_empty() { MAIN } else { directory };
+        Some(Case { suite: suite.to_owned(), directory: directory.to_owned(), test: test.to_owned() })
+    };
+    words.filter_map(case).collect()
 }
 
 /// Each suite is a dictionary: its `'name'`, its `'tests'`, then its `'workdir'`. Strings are in single quotes.
@@ -102,5 +131,14 @@ mod tests {
         let names: Vec<String> = cases.iter().map(Case::name).collect();
         assert_eq!(names, ["ca/gc", "ca/build"]);
         assert!(cases[0].is_named("gc") && cases[0].is_named("ca/gc") && !cases[0].is_named("build"));
+    }
+
+    #[test]
+    fn suites_are_read_from_make() {
+        let makefile = "nix_tests = \\\n  gc.sh \\\n  ca/gc.sh\n\nifeq ($(X), 1)\n\tnix_tests += no.sh\nendif\n";
+        let cases = parse_make(makefile);
+        let names: Vec<String> = cases.iter().map(Case::name).collect();
+        assert_eq!(names, ["main/gc", "ca/gc"]);
+        assert_eq!((cases[0].directory.as_str(), cases[1].directory.as_str()), ("", "ca"));
     }
 }

@@ -2,12 +2,14 @@
 //! under test.
 //!
 //! `compat-tests/suites/VERSION.txt` says of every test of a suite what is expected of it ([`expected`]); a test that
-//! does anything else is a failure of ours, also one that passes though it is not expected to. [`setting`] lays out the
-//! suite's files in a room, [`cases`] reads which tests there are, [`runner`] runs them, each in a pid namespace of its
-//! own, as an unprivileged user; [`tools`] fetches what the tests need and Debian 12 lacks.
+//! does anything else is a failure of ours, also one that passes though it is not expected to. [`layout`] says where a
+//! release has what, [`setting`] lays out the suite's files in a room, [`cases`] reads which tests there are, [`runner`]
+//! runs them, each in a pid namespace of its own, as an unprivileged user; [`tools`] fetches what the tests need and
+//! Debian 12 lacks.
 
 mod cases;
 mod expected;
+mod layout;
 mod runner;
 mod setting;
 mod tools;
@@ -22,11 +24,12 @@ use crate::machine::{self, CACHE, Machine};
 use crate::{Error, Result, Room, Subject, apt, sources};
 use cases::Case;
 use expected::{Expected, List};
+use layout::Layout;
 use runner::{Outcome, Verdict};
 use setting::Setting;
 
 /// The suites that can be run; the first is the usual one.
-pub const RELEASES: [&str; 1] = ["2.26.3"];
+pub const RELEASES: [&str; 2] = ["2.26.3", "2.8.0"];
 
 /// Debian packages that the tests use.
 const PACKAGES: &[&str] = &["bash-static", "busybox-static", "fuse3", "git", "mercurial", "openssh-client", "patchelf"];
@@ -59,6 +62,7 @@ pub struct Report {
 /// Runs a suite and compares it with its list. The calling thread stays in the room it was run in.
 pub fn run(machine: &Machine, options: &Options) -> Result<Report> {
     let started = Instant::now();
+    let layout = Layout::of(&options.version)?;
     let (source, tools) = fetch(&options.version)?;
     // Absolute, since in the room the working directory is another one.
     let list_file = Path::new("compat-tests/suites").join(format!("{}.txt", options.version));
@@ -67,8 +71,8 @@ pub fn run(machine: &Machine, options: &Options) -> Result<Report> {
     let mut list = List::read(&list_file)?;
     let subject = Subject::from_environment()?;
     let room = Room::enter("functional")?;
-    let setting = Setting::lay_out(&room, machine.release(&options.version)?, &subject, &source, &tools)?;
-    let all = cases::read(&setting.tests())?;
+    let setting = Setting::lay_out(&room, layout, machine.release(&options.version)?, &subject, &source, &tools)?;
+    let all = cases::read(&setting.tests(), layout.list)?;
     let chosen: Vec<Case> = all.iter().filter(|case| case.is_chosen(&options.tests)).cloned().collect();
     if let Some(unknown) = options.tests.iter().find(|test| !all.iter().any(|case| case.is_named(test))) {
         return Err(Error::Wrong(format!("the suite of nix {} has no test '{unknown}'", options.version)));

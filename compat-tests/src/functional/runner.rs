@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::fchown;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,8 +16,6 @@ use crate::room::USER;
 
 /// How long a test may take.
 const LIMIT: Duration = Duration::from_secs(180);
-/// The exit code by which a test says that it was skipped.
-const SKIPPED: i32 = 77;
 /// What the suite prints after the reason for skipping a test.
 const SKIPPING: &str = ", skipping this test...";
 
@@ -100,14 +98,20 @@ fn run_one(setting: &Setting, logs: &Path, case: &Case) -> Result<Outcome> {
     // Tests open /dev/stderr.
     fchown(&file, Some(USER.id), Some(USER.id)).doing("giving away", &log)?;
     let copy = file.try_clone().doing("opening", &log)?;
-    let id = USER.id.to_string();
-    let mut command = setting.command("unshare", &case.suite, &case.test);
-    command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
-    command.args(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--"]);
-    command.args(["bash", "-x", "-e", "-u", "-o", "pipefail"]).arg(format!("{}.sh", case.test));
+    let started = Instant::now();
+    if let Some(script) = setting.layout.prepare {
+        let mut command = in_namespace(setting, case);
+        command.args(["bash", "-x", "-e", script]).current_dir(setting.tests()).env_remove("NIX_DAEMON_PACKAGE");
+        let [out, err] = [file.try_clone(), file.try_clone()].map(|file| file.doing("opening", &log));
+        let status = command.stdin(Stdio::null()).stdout(out?).stderr(err?).status().doing("starting", "unshare")?;
+        if !status.success() {
+            return Ok(Outcome { verdict: Verdict::Failed, seconds: started.elapsed().as_secs_f64() });
+        }
+    }
+    let mut command = in_namespace(setting, case);
+    command.args(["bash", "-x"]).args(setting.layout.shell_options).arg(format!("{}.sh", case.test));
     command.current_dir(setting.tests().join(&case.directory));
     command.stdin(Stdio::null()).stdout(copy).stderr(file);
-    let started = Instant::now();
     let mut child = command.spawn().doing("starting", "unshare")?;
     let status = loop {
         if let Some(status) = child.try_wait().doing("waiting for", "a test")? {
@@ -127,10 +131,19 @@ fn run_one(setting: &Setting, logs: &Path, case: &Case) -> Result<Outcome> {
     let verdict = match status.map(|s| s.code()) {
         None => Verdict::TimedOut,
         Some(Some(0)) => Verdict::Passed,
-        Some(Some(SKIPPED)) => Verdict::Skipped(why_skipped(&log)),
+        Some(Some(code)) if code == setting.layout.skipped => Verdict::Skipped(why_skipped(&log)),
         Some(_) => Verdict::Failed,
     };
     Ok(Outcome { verdict, seconds })
+}
+
+/// A command in a pid namespace of its own, as the user who runs the tests.
+fn in_namespace(setting: &Setting, case: &Case) -> Command {
+    let id = USER.id.to_string();
+    let mut command = setting.command("unshare", &case.suite, &case.test);
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
+    command.args(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--"]);
+    command
 }
 
 /// The reason that a skipped test gave. The log has the shell's trace as well, whose lines begin with `+`.

@@ -5,24 +5,22 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::layout::Layout;
 use crate::apt::run;
 use crate::error::{Context, Error, Result};
 use crate::room::USER;
 use crate::{Release, Room, Subject};
 
-/// Appended to the suite's functions.
-const RESTART: &str = include_str!("../../suites/restart.sh");
 /// The daemon side's `nix`, with `@client@` and `@daemon@` to be filled in.
 const NIX: &str = include_str!("../../suites/nix");
 /// Where the room has the suite: a short path, since the tests' sockets are deep below it.
 const PLACE: &str = "/f";
-/// Directories that have a `config.nix` each.
-const CONFIGURED: [&str; 3] = ["", "ca", "dyn-drv"];
 
 /// A suite that is ready to be run.
 #[derive(Debug)]
 pub(crate) struct Setting {
     place: PathBuf,
+    pub(crate) layout: &'static Layout,
     client: Release,
     path: String,
     shell: PathBuf,
@@ -32,6 +30,7 @@ impl Setting {
     /// Lays the suite out in the room that the calling thread is in.
     pub(crate) fn lay_out(
         room: &Room,
+        layout: &'static Layout,
         client: &Release,
         subject: &Subject,
         source: &Path,
@@ -40,7 +39,7 @@ impl Setting {
         let place = room.short(PLACE)?;
         let path = format!("{}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", tools.display());
         let shell = find(&path, "bash")?;
-        let setting = Self { place, client: client.clone(), path, shell };
+        let setting = Self { place, layout, client: client.clone(), path, shell };
         setting.copy_source(source)?;
         setting.configure()?;
         setting.make_daemon_package(room, subject)?;
@@ -55,12 +54,12 @@ impl Setting {
 
     /// The directory of the suite.
     pub(crate) fn tests(&self) -> PathBuf {
-        self.place.join("source/tests/functional")
+        self.place.join("source").join(self.layout.tests)
     }
 
     /// What the tests' build system would have made.
     fn build(&self) -> PathBuf {
-        self.place.join("build")
+        if self.layout.built_apart { self.place.join("build") } else { self.tests() }
     }
 
     /// The tests' TMPDIR, below which each has a directory.
@@ -69,14 +68,16 @@ impl Setting {
     }
 
     fn copy_source(&self, source: &Path) -> Result<()> {
-        let to = self.place.join("source");
-        fs::create_dir_all(to.join("tests")).doing("creating", &to)?;
-        for part in ["tests/functional", "scripts"] {
-            run(Command::new("cp").arg("--archive").arg(source.join(part)).arg(to.join(part)))?;
+        for part in self.layout.parts {
+            let to = self.place.join("source").join(part);
+            if let Some(parent) = to.parent() {
+                fs::create_dir_all(parent).doing("creating", parent)?;
+            }
+            run(Command::new("cp").arg("--archive").arg(source.join(part)).arg(to))?;
         }
-        let functions = self.tests().join("common/functions.sh");
+        let functions = self.tests().join(self.layout.functions);
         let text = fs::read_to_string(&functions).doing("reading", &functions)?;
-        fs::write(&functions, format!("{text}\n{RESTART}")).doing("writing", &functions)
+        fs::write(&functions, format!("{text}\n{}", self.layout.appended)).doing("writing", &functions)
     }
 
     /// Fills in the templates.
@@ -104,10 +105,14 @@ impl Setting {
             }
             fs::write(to, text).doing("writing", to)
         };
-        for directory in CONFIGURED {
-            fill(&tests.join("config.nix.in"), &build.join(directory).join("config.nix"))?;
+        for template in self.layout.templates {
+            let name = template.strip_suffix(".in").unwrap_or(template);
+            // Suites share one where they have none of their own.
+            let own = tests.join(template);
+            let shared = own.file_name().map(|name| tests.join(name)).filter(|_| !own.exists());
+            fill(&shared.unwrap_or(own), &build.join(name))?;
         }
-        fill(&tests.join("common/subst-vars.sh.in"), &build.join("common/subst-vars.sh"))
+        Ok(())
     }
 
     /// A directory that looks to the suite like an installed Nix whose daemon is the one under test.
@@ -136,6 +141,9 @@ impl Setting {
         command.env("_NIX_TEST_BUILD_DIR", self.build()).env("TEST_NAME", format!("{suite}/{test}"));
         command.env("NIX_CLIENT_PACKAGE", &self.client.prefix).env("NIX_DAEMON_PACKAGE", self.daemon_package());
         command.env("NIX_LIBEXEC_DIR", self.client.prefix.join("libexec"));
+        if self.layout.misses_its_programs {
+            command.env("NIX_BIN_DIR", self.client.prefix.join("bin"));
+        }
         // Upstream runs the suite in a derivation's builder, where this is set.
         command.env("out", self.place.join("out"));
         command.env("NIX_REMOTE", "").env("NIX_STORE", "").env("PS4", "+(${BASH_SOURCE[0]-$0}:$LINENO) ");

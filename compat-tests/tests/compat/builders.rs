@@ -38,6 +38,7 @@ fn conf_without_builders() -> String {
 /// Another machine: a room of its own, with a castored in it.
 struct Far {
     dir: PathBuf,
+    pid: Pid,
     stop: mpsc::Sender<()>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -58,11 +59,12 @@ impl Far {
             let conf = if subject.is_stock() { conf_without_builders() } else { default_conf() };
             let conf = format!("{conf}system-features = big gpu\n");
             let daemon = subject.start_with(&room, &conf).unwrap();
-            tell.send(room.dir().to_owned()).unwrap();
+            tell.send((room.dir().to_owned(), daemon.pid())).unwrap();
             let _ = stopped.recv();
             daemon.stop().unwrap();
         });
-        Self { dir: told.recv().unwrap(), stop, thread: Some(thread) }
+        let (dir, pid) = told.recv().unwrap();
+        Self { dir, pid, stop, thread: Some(thread) }
     }
 
     fn socket(&self) -> PathBuf {
@@ -406,6 +408,36 @@ fn a_client_that_goes_away_ends_ssh_and_the_build() {
     client.wait().unwrap();
     assert!(wait_until(Duration::from_secs(1), || ssh().is_empty()), "ssh is still there: {:?}", ssh());
     assert!(wait_until(Duration::from_secs(5), || running(&["sleep", &marker]).is_empty()), "the build goes on");
+    near.stop();
+}
+
+#[test]
+fn a_machine_that_dies_during_a_build_is_replaced() {
+    let Some(near) = Near::start("builders-dying") else { return };
+    for (n, scheme) in ["unix", "ssh-ng"].into_iter().enumerate() {
+        let far = Far::start(&format!("builders-dying-{scheme}"));
+        let builder = if scheme == "unix" {
+            format!("unix://{}", far.socket().display())
+        } else {
+            near.reaches(&far);
+            format!("ssh-ng://{HOST}")
+        };
+        let marker = format!("2.{n}{}", std::process::id());
+        let slow = derivation(&format!("slow-{scheme}"), &format!("echo begun; sleep {marker}; echo x > $out"), "");
+        // Here there is a place as well, but the machine is asked first.
+        let building = near.build(&builder, &slow).args(["--max-jobs", "1"]).spawn().unwrap();
+        assert!(wait_until(Duration::from_secs(30), || !running(&["sleep", &marker]).is_empty()), "it did not begin");
+        kill(far.pid, Signal::SIGKILL).unwrap();
+        let output = building.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        expect_contains(&said, "the connection to the daemon broke off").unwrap();
+        expect_contains(&said, "; trying elsewhere").unwrap();
+        assert_eq!(said.matches("\nbegun").count(), 2, "{said}");
+        // With nowhere else to go it fails, and says why.
+        let failed = near.build(&builder, &derivation(&format!("more-{scheme}"), "echo x > $out", "")).fails().unwrap();
+        expect_contains(&failed.stderr, "could not be reached").unwrap();
+    }
     near.stop();
 }
 

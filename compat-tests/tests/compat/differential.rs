@@ -3,6 +3,7 @@
 //! Every difference must be listed in [`known`], with its reason, and every listed one must occur.
 
 mod cases;
+mod graphs;
 mod known;
 mod world;
 
@@ -96,7 +97,7 @@ fn record(
 fn connect(room: &Room, daemon: &Daemon, session: Session) -> Client {
     let root = session.who == Who::Root;
     let stream = if root { daemon.connect().unwrap() } else { daemon.connect_as(room, session.who).unwrap() };
-    Client::with_minor(stream, session.minor).unwrap()
+    Client::with_minor(stream, session.minor).unwrap_or_else(|error| panic!("{session:?}: {error}\n{}", daemon.log()))
 }
 
 /// What the daemon says of itself.

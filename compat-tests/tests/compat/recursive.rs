@@ -11,7 +11,7 @@ use compat_tests::subject::default_conf;
 use compat_tests::wire::{Client, Request};
 use compat_tests::{Call, Error, Who};
 
-use crate::{derivation, setup};
+use crate::{castored_setup, derivation, setup};
 
 /// With one place for builds, which the outer one has.
 fn conf(prefix: &str) -> String {
@@ -89,13 +89,14 @@ fn a_build_uses_the_store_with_nix_2_34() {
     builds_with_a_client_inside("2.34.8");
 }
 
-/// The first socket of a build that is there.
-fn socket() -> Option<PathBuf> {
+/// The sockets of running builds.
+fn sockets() -> Vec<PathBuf> {
     let mut todo = vec![PathBuf::from("/nix/var/nix/builds"), PathBuf::from("/nix/var/nix/castored/builds")];
+    let mut found = Vec::new();
     while let Some(dir) = todo.pop() {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             if entry.file_name() == ".nix-socket" {
-                return Some(entry.path());
+                found.push(entry.path());
             }
             // Not into what the build itself has made.
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -103,7 +104,7 @@ fn socket() -> Option<PathBuf> {
             }
         }
     }
-    None
+    found
 }
 
 /// What a request is answered: its error, or that there is none.
@@ -133,7 +134,7 @@ fn what_a_build_may_not_ask_for_is_refused_in_stocks_words() {
     let start = Instant::now();
     let socket = loop {
         // The socket is there before anybody answers; who connects then waits.
-        if let Some(socket) = socket() {
+        if let Some(socket) = sockets().pop() {
             break socket;
         }
         assert!(start.elapsed() < Duration::from_secs(30), "no socket");
@@ -183,6 +184,69 @@ fn what_a_build_may_not_ask_for_is_refused_in_stocks_words() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     fs::write(socket.with_file_name("go"), "").unwrap();
+    let output = building.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    daemon.stop().unwrap();
+}
+
+/// Two builds that run, and want each other: whoever closes the circle is told at once, and the other one goes on.
+#[test]
+fn builds_that_wait_for_each_other_are_told() {
+    let Some(s) = castored_setup("recursive-circle") else { return };
+    let daemon = s.subject.start_with(&s.room, &conf("").replace("max-jobs = 1", "max-jobs = 2")).unwrap();
+    let script = "echo $name > which; while [ ! -e go ]; do sleep 0.05; done; echo > $out";
+    let more = "requiredSystemFeatures = [ \"recursive-nix\" ];";
+    let outer = ["one", "two"].map(|name| derivation(name, script, more));
+    // Of what another one needs, not only of what it is.
+    let above = derivation("above", "echo > $out", "needs = two;");
+    let expression = format!("let one = {}; two = {}; above = {above}; in [ one two above ]", outer[0], outer[1]);
+    let file = s.room.write("outer.nix", &expression).unwrap();
+    let drvs = s.nix(Who::User, "nix-instantiate").arg(&file).ok().unwrap().lines();
+    let building = s.build(&format!("let a = {expression}; in [ (builtins.elemAt a 0) (builtins.elemAt a 1) ]"));
+    let building = building.args(["--max-jobs", "2"]).spawn().unwrap();
+    let named = || {
+        let name = |socket: &PathBuf| fs::read_to_string(socket.with_file_name("which")).unwrap_or_default();
+        let find = |wanted: &str| sockets().into_iter().find(|socket| name(socket).trim() == wanted);
+        Some([find("one")?, find("two")?])
+    };
+    let start = Instant::now();
+    let [one, two] = loop {
+        if let Some(found) = named() {
+            break found;
+        }
+        assert!(start.elapsed() < Duration::from_secs(30), "they do not run");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let texts: Vec<String> = drvs.iter().map(|drv| fs::read_to_string(drv).unwrap()).collect();
+    // A build knows of a derivation when it has its text.
+    let wants = |socket: &Path, wanted: &[usize]| {
+        let socket = socket.to_owned();
+        let adds = wanted.iter().map(|&n| {
+            let name = drvs[n].split_once('-').unwrap().1.to_owned();
+            let references: Vec<&str> = if n == 2 { vec![drvs[1].as_str()] } else { Vec::new() };
+            Request::numbered(8).string(name).string(&texts[n]).strings(&references)
+        });
+        let adds: Vec<Request> = adds.collect();
+        let last = format!("{}!out", drvs[wanted[wanted.len() - 1]]);
+        std::thread::spawn(move || {
+            for add in adds {
+                assert_eq!(answer(&socket, add), "answered");
+            }
+            answer(&socket, Request::numbered(9).strings(&[last]).word(0))
+        })
+    };
+    let first = wants(&one, &[1, 2]);
+    // It waits.
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!first.is_finished());
+    let start = Instant::now();
+    let second = wants(&two, &[0]).join().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!(second, format!("cannot build '{}' within a build that it needs itself", drvs[0]));
+    assert!(!first.is_finished(), "both were refused");
+    fs::write(two.with_file_name("go"), "").unwrap();
+    assert_eq!(first.join().unwrap(), "answered");
+    fs::write(one.with_file_name("go"), "").unwrap();
     let output = building.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     daemon.stop().unwrap();

@@ -213,7 +213,11 @@ fn copies_into_the_store_show_their_progress() {
         let id = &start.unwrap_or_else(|| panic!("no copyPath of {path}:\n{}", copied.stderr))["id"];
         // Done and expected bytes; an archive of one word has more than a hundred.
         let done = events.iter().filter(|e| e["action"] == "result" && e["type"] == 105 && e["id"] == *id);
-        assert!(done.last().unwrap()["fields"][0].as_u64().unwrap() > 100, "{}", copied.stderr);
+        assert!(
+            done.max_by_key(|e| e["fields"][0].as_u64()).unwrap()["fields"][0].as_u64().unwrap() > 100,
+            "{}",
+            copied.stderr
+        );
         assert!(events.iter().any(|e| e["action"] == "stop" && e["id"] == *id));
     }
     daemon.stop().unwrap();

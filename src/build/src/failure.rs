@@ -3,6 +3,7 @@
 use nix_compat::store_path::{StoreDir, StorePath};
 use nix_compat::worker::stderr::ErrorMessage;
 use nix_compat::worker::{BuildResult, BuildStatus, DerivedPath};
+use store::Store;
 
 use crate::attributes::AttributeError;
 
@@ -62,6 +63,11 @@ impl Failure {
     /// The same, for an output that differs from this valid one.
     pub(crate) fn differs(self, valid: StorePath, made: StorePath) -> Self {
         Self { differs: Some(Differing { valid, made }), ..self }
+    }
+
+    /// The same with what can be done about a full disk, if the disk is full just now.
+    pub(crate) fn with_advice(self, store: &Store) -> Self {
+        Self { message: store.advise_if_full(self.message), ..self }
     }
 
     pub(crate) fn misc(message: impl ToString) -> Self {

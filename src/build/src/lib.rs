@@ -7,9 +7,10 @@
 //! | `place`, `room`, `environment`, `attributes`, `graphs` | where it runs, and what the builder is told |
 //! | `remote` | builds on other machines |
 //! | `recursive` | the store for a builder that asks for it |
-//! | [`helper`], [`sandbox`] | the process it runs in |
+//! | [`helper`], [`sandbox`], `cgroup` | the process it runs in, and its control group |
 //! | [`builtin`] | the builders that are part of Nix |
 //! | [`dump`], `output`, `signing`, `kept` | taking what it left behind, or keeping it |
+//! | `log`, `said` | what it says: the log that is kept, and messages among its lines |
 //! | `hooks` | programs that settings have run around it |
 //!
 //! A build happens in three processes: the daemon (everything but `sandbox`), its helper (one thread, [`sandbox_main`]),
@@ -17,6 +18,7 @@
 
 mod attributes;
 pub mod builtin;
+mod cgroup;
 pub mod dump;
 mod environment;
 mod failure;
@@ -34,6 +36,7 @@ mod remote;
 mod remove;
 mod room;
 mod run;
+mod said;
 pub mod sandbox;
 pub mod scheduler;
 mod signing;
@@ -43,4 +46,4 @@ pub use dump::dump_tree;
 pub use failure::{exit_status, request_error};
 pub use recursive::{Gate, GateError, RecursiveStore, Serving};
 pub use sandbox::sandbox_main;
-pub use scheduler::{BuildConfig, Client, Events, RunningBuild, Scheduler};
+pub use scheduler::{BuildConfig, Client, Events, RunningBuild, Scheduler, activity_id};

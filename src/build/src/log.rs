@@ -186,34 +186,6 @@ impl Tail {
     }
 }
 
-/// What a line of a builder's output is.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Line {
-    /// A line of its log.
-    Log,
-    /// The news that a phase begins, in the form `@nix { "action": "setPhase", "phase": "…" }`.
-    Phase(String),
-    /// A message of this form that is not acted upon.
-    Other,
-    /// One that makes no sense, for this reason; it is shown as log.
-    Malformed(String),
-}
-
-impl Line {
-    pub(crate) fn of(line: &[u8]) -> Self {
-        let Some(text) = line.strip_prefix(b"@nix ") else { return Self::Log };
-        let Ok(json) = serde_json::from_slice::<serde_json::Value>(text) else { return Self::Log };
-        let Some(action) = json.get("action").and_then(|action| action.as_str()) else {
-            return Self::Malformed("it has no action that is a string".to_owned());
-        };
-        match (action, json.get("phase").map(|phase| phase.as_str())) {
-            ("setPhase", Some(Some(phase))) => Self::Phase(phase.to_owned()),
-            ("setPhase", _) => Self::Malformed("it has no phase that is a string".to_owned()),
-            _ => Self::Other,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Read;
@@ -245,17 +217,6 @@ mod tests {
             tail.push(line.as_bytes());
         }
         assert_eq!(tail.into_lines(), ["2", "3"]);
-    }
-
-    #[test]
-    fn phases() {
-        let phase = |text: &str| Line::of(text.as_bytes());
-        assert_eq!(phase(r#"@nix { "action": "setPhase", "phase": "x" }"#), Line::Phase("x".into()));
-        assert_eq!(phase(r#"@nix {"action":"start"}"#), Line::Other);
-        assert_eq!(phase("@nix is nice"), Line::Log);
-        for malformed in ["@nix 1", "@nix {}", r#"@nix {"action":1}"#, r#"@nix {"action":"setPhase"}"#] {
-            assert!(matches!(phase(malformed), Line::Malformed(_)), "{malformed}");
-        }
     }
 
     #[test]

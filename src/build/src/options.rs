@@ -31,6 +31,8 @@ pub(crate) struct Options {
     pub(crate) compress_log: bool,
     pub(crate) sandbox: Sandbox,
     pub(crate) sandbox_paths: BTreeMap<String, SandboxPath>,
+    /// Where derivations may ask for files of the machine.
+    pub(crate) impure_host_deps: Vec<String>,
     pub(crate) sandbox_build_dir: String,
     pub(crate) shm_size: String,
     pub(crate) build_dir: Option<PathBuf>,
@@ -88,6 +90,7 @@ impl Options {
             compress_log: settings.compress_build_log,
             sandbox: settings.sandbox,
             sandbox_paths,
+            impure_host_deps: settings.allowed_impure_host_deps.clone(),
             sandbox_build_dir: settings.sandbox_build_dir.clone(),
             shm_size: settings.sandbox_dev_shm_size.clone(),
             build_dir: settings.build_dir.clone().map(PathBuf::from),

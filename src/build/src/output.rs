@@ -98,7 +98,11 @@ impl Finished<'_> {
             realisations.extend(self.realisation(name, &output, &signer));
             outputs.push(output);
         }
-        store.register(outputs)?;
+        match self.job.mode {
+            // What is valid is what is to be replaced.
+            BuildMode::Repair => outputs.into_iter().try_for_each(|output| store.replace_contents(output))?,
+            BuildMode::Normal | BuildMode::Check => store.register(outputs)?,
+        }
         for realisation in realisations {
             store.register_realisation(&realisation, SignaturePolicy::DontCheck)?;
         }

@@ -81,6 +81,7 @@ impl Place {
         }
 
         let mut binds = binds(job, &more, has_network, &mut inputs)?;
+        binds.extend(impure_host_deps(job, attributes)?);
         if attributes.requires_feature("kvm") {
             binds.push(Bind { source: KVM.into(), target: KVM.into(), optional: true });
         }
@@ -99,6 +100,38 @@ impl Place {
         });
         Ok(Self { view, host_network: has_network, build_dir_inside, inputs })
     }
+}
+
+/// Files of the machine that the derivation asks for, as far as the settings allow that. They need not be there. Links
+/// are not followed, so that nobody learns where they lead.
+fn impure_host_deps(job: &Job, attributes: &Attributes<'_>) -> Result<Vec<Bind>, Failure> {
+    let wanted = attributes.words("__impureHostDeps").unwrap_or_default();
+    let allowed: Vec<PathBuf> = job.options.impure_host_deps.iter().filter_map(|path| canonical(path)).collect();
+    let bind = |path: String| {
+        let found = canonical(&path).filter(|found| allowed.iter().any(|allowed| found.starts_with(allowed)));
+        let found = found.ok_or_else(|| {
+            let drv = job.name();
+            let text = format!(
+                "derivation '{drv}' requested impure path '{path}', but it was not in allowed-impure-host-deps"
+            );
+            Failure::misc(text).by_settings()
+        })?;
+        Ok(Bind { source: found.as_path().into(), target: found.into(), optional: true })
+    };
+    wanted.into_iter().map(bind).collect()
+}
+
+/// An absolute path without `.` and `..`, whatever lies there.
+fn canonical(path: &str) -> Option<PathBuf> {
+    let mut canonical = PathBuf::from("/");
+    for part in path.strip_prefix('/')?.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(canonical.pop()),
+            name => canonical.push(name),
+        }
+    }
+    Some(canonical)
 }
 
 /// Whether the kernel can make a sandbox. Where it cannot, builds are done without one, if the setting allows it.

@@ -23,6 +23,7 @@ use store::{Store, TempRoots};
 
 use crate::attributes::Attributes;
 use crate::builtin::{Builtin, Task};
+use crate::cgroup::Cgroup;
 use crate::environment::{Environment, Surroundings};
 use crate::failure::Failure;
 use crate::graphs::{self, Exported};
@@ -147,6 +148,8 @@ impl Job {
             None => self.config.build_dir.clone(),
         };
         let room = Room::create(&builds_dir, identity).map_err(|e| no_room(&builds_dir, e))?;
+        // Outlives the helper.
+        let cgroup = self.options.cgroups.then(|| Cgroup::create(identity)).transpose()?;
         let exported = graphs::export(&self, &attributes, &closure)?;
         let mut place = Place::new(&self, &attributes, &room, builds_dir, closure, control)?;
 
@@ -159,7 +162,11 @@ impl Job {
             room.add_file(name, contents, identity)
                 .map_err(|e| Failure::misc(format!("cannot write '{name}' for '{}': {e}", self.name())))?;
         }
-        let spec = Spec { grows: recursion.is_some(), ..self.spec(environment, &place, &scratch) };
+        let spec = Spec {
+            grows: recursion.is_some(),
+            cgroup: cgroup.as_ref().map(|group| group.path().into()),
+            ..self.spec(environment, &place, &scratch)
+        };
         let (mut helper, log) = Helper::spawn(&self.config.helper_exe, &spec)
             .map_err(|e| Failure::misc(format!("cannot start '{}': {e}", self.config.helper_exe.display())))?;
         control.arm(helper.killer().map_err(|e| Failure::misc(format!("cannot control the build: {e}")))?);
@@ -174,8 +181,10 @@ impl Job {
         if let Some(served) = served {
             place.inputs = served.close();
         }
+        let taken = cgroup.and_then(Cgroup::end);
 
         let result = control.check().and_then(|()| self.judge(killed, report, tail)).and_then(|cpu| {
+            let cpu = taken.unwrap_or(cpu);
             let finished = Finished {
                 job: &self,
                 attributes: &attributes,
@@ -187,7 +196,8 @@ impl Job {
             };
             finished.take_outputs().map(|outputs| Done { cpu, outputs })
         });
-        result.map_err(|failure| self.look_after(failure, room, control, feed))
+        // The room still takes the space that was missing.
+        result.map_err(|failure| self.look_after(failure.with_advice(&self.store), room, control, feed))
     }
 
     pub(crate) fn name(&self) -> String {
@@ -279,6 +289,7 @@ impl Job {
             filter_system_calls: self.options.filter_system_calls,
             new_privileges: self.options.new_privileges,
             grows: false,
+            cgroup: None,
             work_dir: place.build_dir_inside.as_str().into(),
         }
     }
@@ -394,8 +405,7 @@ impl Job {
                 return Err(Failure::new(BuildStatus::TimedOut, text).by_settings());
             }
             Some(Killed::LogTooLong(limit)) => {
-                let text =
-                    format!("build of '{}' killed after writing more than {limit} bytes of log output", self.name());
+                let text = log_too_long(&self.name(), limit);
                 return Err(Failure::new(BuildStatus::LogLimitExceeded, text).by_settings());
             }
             None => {}
@@ -418,6 +428,11 @@ impl Job {
         let outputs: Vec<String> = known.map(|path| self.store.store_dir().display(path)).collect();
         Err(Failure::builder(BuildStatus::PermanentFailure, &self.name(), &reason, &outputs, &tail.into_lines()))
     }
+}
+
+/// What stock says of such a build.
+pub(crate) fn log_too_long(drv: &str, limit: u64) -> String {
+    format!("building derivation '{drv}' killed after writing more than {limit} bytes of log output")
 }
 
 pub(crate) fn signal_name(number: i32) -> String {

@@ -85,6 +85,7 @@ impl Lab {
             filter_system_calls: true,
             new_privileges: false,
             grows: false,
+            cgroup: None,
             program: shell(script, "/path-not-set", self.store_dir.as_str().into()),
             work_dir: "/build".into(),
         }

@@ -12,7 +12,8 @@
 //!
 //! Readers need not care: they have an object's bytes, or get None as if they had come later.
 //!
-//! Memory: at most 40 bytes per marked or touched object (a 16-byte fingerprint in a hash set), 40 MB per million.
+//! Memory: a 16-byte fingerprint in a hash set for each marked or touched object: 17 to 39 bytes, up to 39 MB per
+//! million, and half as much again for the moment in which the set grows.
 
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
@@ -155,6 +156,11 @@ impl Epochs {
         self.left.notify_all();
     }
 
+    /// How many writers there are.
+    pub(crate) fn writers(&self) -> usize {
+        self.state.lock().writers.values().sum()
+    }
+
     /// Starts a new epoch and waits until no writer of an earlier one is left; else says how many are.
     fn turn(&self, patience: Duration) -> Result<(), usize> {
         let deadline = Instant::now() + patience;
@@ -260,7 +266,7 @@ impl Collection {
             }
             let Some(entry) = core.entry(&key)? else { continue };
             let pack = entry.place.pack;
-            let usage = changed.entry(pack).or_insert_with(|| state.usage.get(&pack).copied().unwrap_or_default());
+            let usage = state.usage_in(&mut changed, pack);
             usage.live_objects = usage.live_objects.saturating_sub(1);
             usage.live_bytes = usage.live_bytes.saturating_sub(u64::from(entry.length));
             swept.removed_objects += 1;
@@ -279,38 +285,52 @@ impl Collection {
     /// Deletes the packs in which nothing is alive.
     fn delete_packs(&mut self) -> Result<(), CollectError> {
         let core = &self.core;
-        let mut dead = Vec::new();
-        {
-            let state = core.catalog.lock();
-            for pack in core.packs.numbers() {
-                let alive = state.usage.get(&pack).is_some_and(|usage| usage.live_objects > 0);
-                if !alive && core.packs.seal(pack) {
-                    dead.push(pack);
-                }
-            }
-        }
-        // No index that a crash could bring back may point into what is deleted. This also writes the last word about
-        // the length of packs that were just sealed, which the next step takes back.
+        let dead = core.dead_packs();
+        // No index that a crash could bring back may point into what is deleted.
         core.index.sync()?;
+        let (packs, bytes) = core.delete_packs(&dead)?;
+        self.swept.deleted_packs += packs;
+        self.swept.freed_bytes += bytes;
+        Ok(())
+    }
+}
+
+impl Core {
+    /// Seals the packs in which nothing is alive. Those that wait for entries of blocks count as alive.
+    pub(crate) fn dead_packs(&self) -> Vec<u32> {
+        let state = self.catalog.lock();
+        let alive = |pack: u32| state.usage.get(&pack).is_some_and(|usage| usage.live_objects > 0);
+        self.packs.numbers().into_iter().filter(|&pack| !alive(pack) && self.packs.seal(pack)).collect()
+    }
+
+    /// Deletes sealed packs in which nothing is alive. The caller has synced the index since the last of their objects
+    /// was removed and since they were sealed: a sync writes the last word about their length, which this takes back.
+    /// Returns how many there were, and their bytes.
+    pub(crate) fn delete_packs(&self, dead: &[u32]) -> Result<(u64, u64), CollectError> {
         if dead.is_empty() {
-            return Ok(());
+            return Ok((0, 0));
         }
         let mut batch = Batch::new();
         {
-            let mut state = core.catalog.lock();
-            for pack in &dead {
+            let mut state = self.catalog.lock();
+            for pack in dead {
                 state.usage.remove(pack);
-                batch.delete(core.tables.usage, &Packs::key(*pack));
-                batch.delete(core.packs.lengths(), &Packs::key(*pack));
+                batch.delete(self.tables.usage, &Packs::key(*pack));
+                batch.delete(self.tables.forms, &Packs::key(*pack));
+                batch.delete(self.packs.lengths(), &Packs::key(*pack));
             }
         }
-        core.index.commit(batch)?;
-        core.index.sync()?;
+        self.packs.forget(dead)?;
+        self.index.commit(batch)?;
+        self.index.sync()?;
+        let (mut packs, mut bytes) = (0, 0);
         for pack in dead {
-            self.swept.freed_bytes += core.packs.unlink(pack)?;
-            self.swept.deleted_packs += 1;
+            if let Some(length) = self.packs.unlink(*pack)? {
+                packs += 1;
+                bytes += length;
+            }
         }
-        Ok(())
+        Ok((packs, bytes))
     }
 }
 

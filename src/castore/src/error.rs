@@ -107,3 +107,49 @@ pub enum BlobDamage {
     #[error("its chunk {0} has another length than its list says")]
     ChunkLength(Digest),
 }
+
+/// Whether an error comes from a full disk, or a user's quota, at its bottom.
+#[must_use]
+pub fn is_disk_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let full = |kind: io::ErrorKind| matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            // An error can be wrapped into another, which then has a kind of its own.
+            if full(io.kind()) || io.get_ref().is_some_and(|inner| is_disk_full(inner)) {
+                return true;
+            }
+        }
+        // What a full disk does to the index beyond the first error.
+        let index = match error.downcast_ref::<IndexError>() {
+            None => error.downcast_ref::<std::sync::Arc<IndexError>>().map(|shared| &**shared),
+            index => index,
+        };
+        if matches!(index, Some(IndexError::Closed | IndexError::Database { source: fjall::Error::Poisoned, .. })) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pack::PackError;
+
+    #[test]
+    fn a_full_disk_is_found_at_the_bottom() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let pack = |source| PackError::Io { doing: "appending to", path: "/p".into(), source };
+        assert!(is_disk_full(&Error::Objects(ObjectError::Pack(pack(full())))));
+        assert!(!is_disk_full(&Error::Objects(ObjectError::Pack(pack(io::ErrorKind::Other.into())))));
+        let database = |source| IndexError::Database { doing: "writing", source };
+        let flush = |error| Error::Index(IndexError::Flush(std::sync::Arc::new(error)));
+        assert!(is_disk_full(&flush(database(fjall::Error::Io(full())))));
+        assert!(is_disk_full(&flush(database(fjall::Error::Poisoned))));
+        assert!(is_disk_full(&flush(IndexError::Closed)));
+        assert!(!is_disk_full(&flush(IndexError::Panicked)));
+        assert!(is_disk_full(&io::Error::other(Error::Input(full()))));
+    }
+}

@@ -14,6 +14,7 @@
 //! Readers look into the active generation, the flushing one, then the database. No lock is held during I/O.
 
 mod flusher;
+mod journal;
 mod overlay;
 mod storage;
 
@@ -58,6 +59,14 @@ pub enum IndexError {
     /// index is opened anew.
     #[error("writing the index to disk")]
     Flush(#[source] Arc<IndexError>),
+    /// The journal is damaged before its end: what follows the damage was durable, and must not be thrown away with it.
+    #[error("the index's journal {path} is damaged at {offset}")]
+    Journal {
+        /// The journal.
+        path: PathBuf,
+        /// Where the batch begins that cannot be read.
+        offset: u64,
+    },
     /// The disk was full, and the database could not be opened again yet.
     #[error("the index is closed until there is space on the disk")]
     Closed,
@@ -84,11 +93,14 @@ pub struct IndexOptions {
     /// Bytes a generation of the overlay may hold before commits wait for a flush. Two generations and the batch that
     /// is being written can exist at a time, so up to three times this is in use.
     pub overlay_bytes: usize,
+    /// Bytes of one table that the database gathers in memory before it writes a sorted file. A table keeps what it was
+    /// created with.
+    pub memtable_bytes: u64,
 }
 
 impl Default for IndexOptions {
     fn default() -> Self {
-        Self { cache_bytes: 32 << 20, overlay_bytes: 16 << 20 }
+        Self { cache_bytes: 32 << 20, overlay_bytes: 16 << 20, memtable_bytes: 16 << 20 }
     }
 }
 
@@ -133,6 +145,11 @@ impl Batch {
     /// The keys that change in `table`, in the order of the changes.
     pub fn keys(&self, table: Table) -> impl Iterator<Item = &[u8]> {
         self.operations.iter().filter(move |operation| operation.table == table).map(|operation| &operation.key[..])
+    }
+
+    /// Adds the changes of `other`, which come after those of this one.
+    pub fn append(&mut self, mut other: Batch) {
+        self.operations.append(&mut other.operations);
     }
 
     /// How many changes the batch holds.
@@ -248,7 +265,7 @@ impl RecoveredIndex {
 
     /// Opens a table, creating it when there is none.
     pub fn table(&self, name: &'static str) -> Result<Table, IndexError> {
-        self.inner.storage.write().table(name)
+        self.inner.storage.write().table(name, &self.inner.options)
     }
 
     /// The value of `key`.
@@ -294,7 +311,7 @@ impl Index {
     /// Opens a table, creating it when there is none. Ask once and keep the answer: this waits for
     /// scans to end (so it must not be called inside one), and a creation is written to disk.
     pub fn table(&self, name: &'static str) -> Result<Table, IndexError> {
-        self.inner.storage.write().table(name)
+        self.inner.storage.write().table(name, &self.inner.options)
     }
 
     /// The value of `key`.
@@ -333,6 +350,12 @@ impl Index {
             }
             self.inner.flushing.flush_and_wait()?;
         }
+    }
+
+    /// Waits until the overlay is half empty at least. Who calls this before it takes a lock and commits under it does not
+    /// hold up everybody for a flush, unless others fill the overlay in between.
+    pub fn wait_for_room(&self) -> Result<(), IndexError> {
+        if self.inner.overlay.is_half_full() { self.inner.flushing.flush_and_wait() } else { Ok(()) }
     }
 
     /// Makes everything durable that was visible before the call.

@@ -9,13 +9,15 @@
 //! * [`engine`]: the services over one directory of the machine; imports are sessions of it. Blobs are cut into chunks
 //!   here, trees are walked to hold them or to find what is alive.
 //! * [`objects`]: chunks, chunk lists and directories, each an object known by kind and digest; [`collect`] removes
-//!   those nothing refers to.
+//!   those nothing refers to, [`repack`] rewrites packs for the space.
 //! * [`pack`] and [`index`]: append-only files of compressed blocks, and the database that says where in them an object
-//!   is. `FORMAT.md` tells their bytes.
+//!   is. `FORMAT.md` tells their bytes. [`check`] holds the one against the other, [`rebuild`] makes the index from the
+//!   packs.
 //! * [`proto`]: the messages of `tvix.castore.v1`, for those who speak to other machines.
 
 mod blob;
 mod cache;
+pub mod check;
 mod chunk;
 pub mod collect;
 mod digest;
@@ -28,12 +30,14 @@ mod node;
 pub mod objects;
 pub mod pack;
 pub mod proto;
+pub mod rebuild;
+pub mod repack;
 mod services;
 mod session;
 
 pub use digest::{Digest, DigestError};
 pub use directory::{DecodeError, Directory, DirectoryError};
-pub use error::{BlobDamage, Error};
+pub use error::{BlobDamage, Error, is_disk_full};
 pub use names::{NameError, NodeName, SymlinkTarget, TargetError};
 pub use node::Node;
 pub use proto::NodeError;

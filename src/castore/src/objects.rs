@@ -8,6 +8,7 @@
 //! On disk: `<dir>/index` is the database, `<dir>/packs` the packs. `FORMAT.md` tells the bytes of both.
 
 mod catalog;
+mod damaged;
 mod entry;
 mod landing;
 mod writer;
@@ -18,13 +19,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use crate::cache::BlockCache;
 use crate::collect::Epochs;
 use crate::digest::Digest;
 use crate::index::{Each, Index, IndexError, IndexOptions, RecoveredIndex, Table};
-use crate::pack::{PackError, Packs, SEAL_AT};
-pub(crate) use catalog::Catalog;
+use crate::pack::{Form, PackError, Packs, SEAL_AT};
+pub(crate) use catalog::{Catalog, Usage};
+use damaged::DamagedObjects;
 pub(crate) use entry::{Entry, key_bytes, key_of};
 use landing::Workers;
 pub use writer::ObjectWriter;
@@ -46,6 +49,8 @@ pub enum ObjectKind {
     ChunkList = 2,
     /// A directory in its canonical encoding.
     Directory = 3,
+    /// Something that the owner of the store knows, kept here so that it can be found again without the index.
+    Record = 4,
 }
 
 impl ObjectKind {
@@ -54,6 +59,7 @@ impl ObjectKind {
             1 => Some(Self::Chunk),
             2 => Some(Self::ChunkList),
             3 => Some(Self::Directory),
+            4 => Some(Self::Record),
             _ => None,
         }
     }
@@ -74,6 +80,7 @@ impl std::fmt::Display for ObjectKey {
             ObjectKind::Chunk => "chunk",
             ObjectKind::ChunkList => "chunk list",
             ObjectKind::Directory => "directory",
+            ObjectKind::Record => "record",
         };
         write!(f, "{kind} {}", self.digest)
     }
@@ -102,6 +109,12 @@ pub enum ObjectError {
     /// The index says something about packs that cannot be.
     #[error("the index's record of pack {0:02x?} is damaged")]
     PackRow(Vec<u8>),
+    /// There are packs, but no index, or an empty one. To go on with it would delete them all.
+    #[error(
+        "the index {0} is gone or has forgotten everything, but its packs are there; `castored fsck --rebuild-index` \
+         makes a new one from them"
+    )]
+    IndexLost(std::path::PathBuf),
     /// The index was written by another version.
     #[error("the index has tables of version {found}, this castored knows version {INDEX_VERSION}")]
     Version {
@@ -151,6 +164,8 @@ pub struct Stats {
     pub objects: u64,
     /// Their contents' bytes.
     pub raw_bytes: u64,
+    /// The contents' bytes of all objects that packs hold, dead ones and second copies included.
+    pub held_bytes: u64,
     /// Bytes of all packs, dead objects included.
     pub stored_bytes: u64,
     /// How many packs there are.
@@ -168,6 +183,8 @@ pub(crate) struct Tables {
     pub(crate) objects: Table,
     /// Number of a pack: what in it is alive.
     pub(crate) usage: Table,
+    /// Number of a pack: in which form its blocks are, if not the quick one.
+    pub(crate) forms: Table,
 }
 
 /// A store of objects in one directory, owned by one process at a time.
@@ -184,6 +201,9 @@ pub(crate) struct Core {
     pub(crate) catalog: Catalog,
     pub(crate) tables: Tables,
     pub(crate) epochs: Epochs,
+    /// Held while a pack is rewritten.
+    pub(crate) repacking: Mutex<()>,
+    pub(crate) damaged: DamagedObjects,
     cache: BlockCache,
 }
 
@@ -192,10 +212,17 @@ impl ObjectStore {
     /// state is removed.
     pub fn open(dir: &Path, options: Options) -> Result<Arc<Self>, ObjectError> {
         let index_dir = dir.join("index");
+        if !index_dir.exists() && Packs::any(&dir.join("packs"))? {
+            return Err(ObjectError::IndexLost(index_dir));
+        }
         let index = RecoveredIndex::open(&index_dir, &options.index)?;
         let meta = index.table("meta")?;
         let lengths = index.table("pack-lengths")?;
-        let tables = Tables { objects: index.table("objects")?, usage: index.table("pack-usage")? };
+        let tables = Tables {
+            objects: index.table("objects")?,
+            usage: index.table("pack-usage")?,
+            forms: index.table("pack-forms")?,
+        };
 
         let fresh = match index.get(&meta, b"version")? {
             None => true,
@@ -215,7 +242,18 @@ impl ObjectStore {
                 Some(())
             },
         )?;
-        let (packs, recovery) = Packs::open(dir.join("packs"), options.seal_at, lengths, &committed)?;
+        if fresh && Packs::were_durable(&dir.join("packs")) {
+            return Err(ObjectError::IndexLost(index_dir));
+        }
+        let mut forms = HashMap::new();
+        read_rows(
+            |each| index.scan_prefix(&tables.forms, &[], each),
+            |number, value| {
+                forms.insert(number, Form::decode(value)?);
+                Some(())
+            },
+        )?;
+        let (packs, recovery) = Packs::open(dir.join("packs"), options.seal_at, lengths, &committed, &forms)?;
         if recovery != Default::default() {
             tracing::info!(
                 truncated = recovery.truncated,
@@ -232,6 +270,10 @@ impl ObjectStore {
             },
         )?;
 
+        if let Err(error) = packs.note_durable(&packs.written()) {
+            // On a full disk, for one, a store still opens.
+            tracing::warn!(error = &error as &dyn std::error::Error, "no note of the packs' lengths was left");
+        }
         let packs = Arc::new(packs);
         let index = Arc::new(index.start(packs.clone())?);
         if fresh {
@@ -241,7 +283,16 @@ impl ObjectStore {
         }
         let catalog = Catalog::new(usage);
         let cache = BlockCache::new(options.cache_bytes);
-        let core = Arc::new(Core { index, packs, catalog, tables, epochs: Epochs::default(), cache });
+        let core = Arc::new(Core {
+            index,
+            packs,
+            catalog,
+            tables,
+            epochs: Epochs::default(),
+            repacking: Mutex::default(),
+            damaged: DamagedObjects::default(),
+            cache,
+        });
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
         Ok(Arc::new(Self { workers: Workers::start(&core, threads)?, core }))
     }
@@ -268,6 +319,16 @@ impl ObjectStore {
         Ok(self.core.entry(key)?.map(|entry| entry.length))
     }
 
+    /// Calls `each` with every object of a kind until it breaks.
+    pub fn keys_of(
+        &self,
+        kind: ObjectKind,
+        each: &mut dyn FnMut(ObjectKey) -> ControlFlow<()>,
+    ) -> Result<(), ObjectError> {
+        let mut each = |key: &[u8], _: &[u8]| key_of(key).map_or(ControlFlow::Continue(()), &mut *each);
+        Ok(self.core.index.scan_prefix(&self.core.tables.objects, &[kind as u8], &mut each)?)
+    }
+
     /// A writer for one import.
     #[must_use]
     pub fn writer(self: &Arc<Self>) -> ObjectWriter {
@@ -284,8 +345,19 @@ impl ObjectStore {
     pub fn stats(&self) -> Stats {
         let (packs, stored_bytes) = self.core.packs.size();
         let (cache_hits, cache_misses) = self.core.cache.hits_and_misses();
-        let (objects, raw_bytes) = self.core.catalog.totals();
-        Stats { objects, raw_bytes, stored_bytes, packs: packs as u64, cache_hits, cache_misses }
+        let Usage { live_objects: objects, live_bytes: raw_bytes, raw_bytes: held_bytes } = self.core.catalog.totals();
+        Stats { objects, raw_bytes, held_bytes, stored_bytes, packs: packs as u64, cache_hits, cache_misses }
+    }
+}
+
+impl Drop for ObjectStore {
+    /// Leaves a note of what was durable at the end; what comes after it only adds to that.
+    fn drop(&mut self) {
+        let lengths = self.core.packs.written();
+        let noted = self.core.index.sync().map_err(ObjectError::from);
+        if let Err(error) = noted.and_then(|()| Ok(self.core.packs.note_durable(&lengths)?)) {
+            tracing::debug!(error = &error as &dyn std::error::Error, "no note of the packs' lengths was left");
+        }
     }
 }
 
@@ -313,7 +385,13 @@ impl Core {
                 }
                 // Collected between the two steps: the index knows better by now, if all is well.
                 Err(PackError::Gone(_)) if before != Some(entry) => before = Some(entry),
-                Err(source) => return Err(ObjectError::Unreadable { key: *key, source }),
+                Err(source) => {
+                    if source.is_damage() {
+                        // Whoever puts these contents again heals it.
+                        self.damaged.add([*key]);
+                    }
+                    return Err(ObjectError::Unreadable { key: *key, source });
+                }
             }
         }
     }

@@ -1,13 +1,17 @@
 //! Pack files: append-only segments of compressed blocks. `FORMAT.md` has the layout of every byte.
 //!
-//! A pack is known by its number and named after it. Blocks are appended to one open pack at a time; when the next block
-//! would make it longer than the sealing size, it is sealed and another one begun. What the index records of a pack is
+//! A pack is known by its number and named after it. Blocks are appended to one open pack at a time for each
+//! [form](Form); when the next block would make it longer than the sealing size, it is sealed and another one begun. What the index records of a pack is
 //! its *committed length*: everything below it was on disk before the index said so, everything above it after a crash
 //! is cut off.
 
 mod block;
+mod floor;
+mod form;
+mod scan;
+mod walk;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -21,7 +25,9 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::index::{DataFiles, DataRow, Table};
 pub use block::BlockError;
-pub(crate) use block::{BlockBuilder, EncodedBlock, MAX_RAW};
+pub(crate) use block::{BlockBuilder, EncodedBlock, Head, MAX_RAW, Row};
+pub(crate) use form::Form;
+pub(crate) use scan::{Scanned, list, scan};
 
 /// The version of the pack format this code reads and writes.
 pub const PACK_VERSION: u32 = 1;
@@ -29,6 +35,8 @@ pub const PACK_VERSION: u32 = 1;
 pub const SEAL_AT: u64 = 256 << 20;
 
 const MAGIC: [u8; 8] = *b"castpack";
+/// Ends the name of a pack that the index has forgotten.
+const UNKNOWN: &str = "unknown";
 /// Length of a pack's header: its first block begins here.
 pub(crate) const FILE_HEADER: usize = 32;
 /// Files of sealed packs that are kept open.
@@ -84,9 +92,35 @@ pub enum PackError {
     /// The pack is not there: it was collected.
     #[error("pack {0:08x} is gone")]
     Gone(u32),
+    /// The index remembers less of a pack than it did: it has lost what was durable.
+    #[error(
+        "the index has {committed} bytes of pack {path}, but had {floor} before: the index is damaged; `castored fsck \
+         --rebuild-index` makes a new one from the packs"
+    )]
+    Forgotten {
+        /// The pack.
+        path: PathBuf,
+        /// What the index knows.
+        committed: u64,
+        /// What it knew.
+        floor: u64,
+    },
     /// All pack numbers are used up.
     #[error("no pack number is left")]
     Exhausted,
+}
+
+impl PackError {
+    /// Whether what is stored is not what was written, or cannot be read: another copy would help.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Block { .. } | Self::Header(_) | Self::Short { .. } => true,
+            Self::Io { source, .. } => source.raw_os_error() == Some(nix::errno::Errno::EIO as i32),
+            Self::Forgotten { .. } | Self::Version { .. } | Self::Compress(_) | Self::Gone(_) | Self::Exhausted => {
+                false
+            }
+        }
+    }
 }
 
 fn at<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> PackError + 'a {
@@ -102,9 +136,16 @@ pub(crate) struct Place {
     pub(crate) length: u32,
 }
 
+impl Place {
+    fn damaged(self, source: BlockError) -> PackError {
+        PackError::Block { pack: self.pack, offset: self.offset, source }
+    }
+}
+
 /// One pack.
 struct Pack {
     number: u32,
+    form: Form,
     path: PathBuf,
     /// Everything below has been written.
     written: AtomicU64,
@@ -133,6 +174,8 @@ impl Drop for Landing {
 /// All packs of one directory.
 pub(crate) struct Packs {
     dir: PathBuf,
+    /// Open all the time: to run out of descriptors must not look like a disk that cannot sync.
+    directory: File,
     seal_at: u64,
     lengths: Table,
     packs: RwLock<HashMap<u32, Arc<Pack>>>,
@@ -143,7 +186,7 @@ pub(crate) struct Packs {
 }
 
 struct Appender {
-    open: Option<OpenPack>,
+    open: HashMap<Form, OpenPack>,
     /// Packs with appended bytes that are not yet durable, with their files.
     unsynced: HashMap<u32, OpenPack>,
     next: u32,
@@ -158,24 +201,32 @@ pub(crate) struct Recovery {
 
 impl Packs {
     /// Opens the packs in `dir`, whose committed lengths are `committed`: cuts off what lies beyond, deletes packs the
-    /// index does not know.
+    /// index does not know. Those that are not of the quick form are in `forms`.
     pub(crate) fn open(
         dir: PathBuf,
         seal_at: u64,
         lengths: Table,
         committed: &HashMap<u32, u64>,
+        forms: &HashMap<u32, Form>,
     ) -> Result<(Self, Recovery), PackError> {
         std::fs::create_dir_all(&dir).map_err(at("creating", &dir))?;
         if let Some(parent) = dir.parent() {
             File::open(parent).and_then(|parent| parent.sync_all()).map_err(at("syncing", parent))?;
         }
+        let floor = floor::read(&dir);
         let mut recovery = Recovery::default();
         let mut newest = None;
         for entry in std::fs::read_dir(&dir).map_err(at("listing", &dir))? {
             let path = entry.map_err(at("listing", &dir))?.path();
             let Some(number) = number_of(&path) else { continue };
             newest = newest.max(Some(number));
-            if !committed.contains_key(&number) {
+            if !committed.contains_key(&number) && floor.contains_key(&number) {
+                // Collected by a castored that was killed just then, or forgotten by a damaged index.
+                let aside = path.with_extension(format!("pack.{UNKNOWN}"));
+                std::fs::rename(&path, &aside).map_err(at("moving aside", &path))?;
+                tracing::warn!(pack = %path.display(), aside = %aside.display(), "the index does not know a pack it knew");
+                recovery.deleted += 1;
+            } else if !committed.contains_key(&number) {
                 std::fs::remove_file(&path).map_err(at("deleting", &path))?;
                 recovery.deleted += 1;
             }
@@ -189,6 +240,10 @@ impl Packs {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
                 Err(error) => return Err(at("looking at", &path)(error)),
             };
+            let floor = floor.get(&number).copied().unwrap_or(0);
+            if committed < floor {
+                return Err(PackError::Forgotten { path, committed, floor });
+            }
             if actual < committed {
                 return Err(PackError::Short { path, actual, committed });
             }
@@ -198,21 +253,30 @@ impl Packs {
                 recovery.truncated += 1;
             }
             let written = AtomicU64::new(committed);
-            packs.insert(number, Arc::new(Pack { number, path, written, landing: AtomicU64::new(0) }));
+            let form = forms.get(&number).copied().unwrap_or(Form::Quick);
+            packs.insert(number, Arc::new(Pack { number, form, path, written, landing: AtomicU64::new(0) }));
         }
         // The last pack goes on where it ended, lest every restart leave a short one behind.
-        let open = match packs.values().max_by_key(|pack| pack.number) {
-            Some(pack) if pack.written.load(Ordering::Acquire) < seal_at => {
-                let path = &pack.path;
-                let file = OpenOptions::new().read(true).write(true).open(path).map_err(at("opening", path))?;
-                check_header(&file, pack)?;
-                Some(OpenPack { pack: Arc::clone(pack), file: Arc::new(file) })
+        let mut open = HashMap::new();
+        for form in Form::WRITTEN {
+            let newest = packs.values().filter(|pack| pack.form == form).max_by_key(|pack| pack.number);
+            let Some(pack) = newest.filter(|pack| pack.written.load(Ordering::Acquire) < seal_at) else { continue };
+            let path = &pack.path;
+            let file = OpenOptions::new().read(true).write(true).open(path).map_err(at("opening", path))?;
+            match check_header(&file, pack.number, path) {
+                Ok(()) => drop(open.insert(form, OpenPack { pack: Arc::clone(pack), file: Arc::new(file) })),
+                // Nothing is added to it. What is in it is for a check to repair, which needs the store open.
+                Err(error @ PackError::Header(_)) => {
+                    tracing::error!(%error, "a pack is damaged; `castored fsck --repair` can restore it");
+                }
+                Err(error) => return Err(error),
             }
-            _ => None,
-        };
+        }
         let next = newest.map_or(Some(0), |newest| newest.checked_add(1)).ok_or(PackError::Exhausted)?;
+        let directory = File::open(&dir).map_err(at("opening", &dir))?;
         let packs = Self {
             dir,
+            directory,
             seal_at,
             lengths,
             packs: RwLock::new(packs),
@@ -230,12 +294,10 @@ impl Packs {
             let written = open.pack.written.load(Ordering::Acquire);
             written > FILE_HEADER as u64 && written + block.length() as u64 > self.seal_at
         };
-        if appender.open.as_ref().is_some_and(full) {
-            appender.open = None;
-        }
-        let open = match appender.open.take() {
-            Some(open) => open,
-            None => self.begin(&mut appender)?,
+        let form = block.form();
+        let open = match appender.open.remove(&form) {
+            Some(open) if !full(&open) => open,
+            _ => self.begin(&mut appender, form)?,
         };
         let offset = open.pack.written.load(Ordering::Acquire);
         // After an error the next block overwrites what this one left: nothing above `written` counts.
@@ -247,12 +309,12 @@ impl Packs {
             appender.unsynced.insert(open.pack.number, unsynced);
         }
         let pack = Arc::clone(&open.pack);
-        appender.open = Some(open);
+        appender.open.insert(form, open);
         written?;
         Ok(Landing { place: Place { pack: pack.number, offset, length: block.length() as u32 }, pack })
     }
 
-    fn begin(&self, appender: &mut Appender) -> Result<OpenPack, PackError> {
+    fn begin(&self, appender: &mut Appender, form: Form) -> Result<OpenPack, PackError> {
         let number = appender.next;
         let next = number.checked_add(1).ok_or(PackError::Exhausted)?;
         let path = path_of(&self.dir, number);
@@ -264,14 +326,34 @@ impl Packs {
         appender.next = next;
         self.created.store(true, Ordering::Release);
         let written = AtomicU64::new(FILE_HEADER as u64);
-        let pack = Arc::new(Pack { number, path, written, landing: AtomicU64::new(0) });
+        let pack = Arc::new(Pack { number, form, path, written, landing: AtomicU64::new(0) });
         self.packs.write().insert(number, Arc::clone(&pack));
         Ok(OpenPack { pack, file: Arc::new(file) })
     }
 
     /// The raw payload of the block at `place`, read from disk and verified.
     pub(crate) fn read(&self, place: Place) -> Result<Bytes, PackError> {
-        let damaged = |source| PackError::Block { pack: place.pack, offset: place.offset, source };
+        let bytes = self.read_stored(place)?;
+        block::decode(bytes, place.offset).map_err(|source| place.damaged(source))
+    }
+
+    /// The objects of the block at `place` and their contents one after the other, verified.
+    pub(crate) fn read_with_table(&self, place: Place) -> Result<(Vec<Row>, Bytes), PackError> {
+        let bytes = self.read_stored(place)?;
+        let rows = block::rows(&bytes);
+        let raw = block::decode(bytes, place.offset).map_err(|source| place.damaged(source))?;
+        Ok((rows.map_err(|source| place.damaged(source))?, raw))
+    }
+
+    /// What may be the raw payload of the block at `place`, of which nothing was verified.
+    pub(crate) fn read_unverified(&self, place: Place) -> Result<Bytes, PackError> {
+        let bytes = self.read_stored(place)?;
+        block::salvage(&bytes).map_err(|source| place.damaged(source))
+    }
+
+    /// The bytes of the block at `place` as they are on disk.
+    fn read_stored(&self, place: Place) -> Result<Vec<u8>, PackError> {
+        let damaged = |source| place.damaged(source);
         if place.length as usize > block::MAX_BLOCK {
             return Err(damaged(BlockError::Contradiction("length above the limit")));
         }
@@ -285,18 +367,119 @@ impl Packs {
             io::ErrorKind::UnexpectedEof => damaged(BlockError::Short),
             _ => at("reading", &pack.path)(error),
         })?;
-        block::decode(bytes, place.offset).map_err(damaged)
+        Ok(bytes)
+    }
+
+    /// Whether the header of pack `number` is as it was written.
+    pub(crate) fn check_header(&self, number: u32) -> Result<(), PackError> {
+        let pack = self.packs.read().get(&number).cloned().ok_or(PackError::Gone(number))?;
+        let file = File::open(&pack.path).map_err(at("opening", &pack.path))?;
+        check_header(&file, number, &pack.path)
+    }
+
+    /// Writes the header of pack `number` anew: all of it follows from the number. Durable on return.
+    pub(crate) fn restore_header(&self, number: u32) -> Result<(), PackError> {
+        let pack = self.packs.read().get(&number).cloned().ok_or(PackError::Gone(number))?;
+        Self::ensure_header(number, &pack.path).map(drop)
+    }
+
+    /// Sees to it that the file begins with the header of pack `number`; whether it had to be written.
+    pub(crate) fn ensure_header(number: u32, path: &Path) -> Result<bool, PackError> {
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(at("opening", path))?;
+        match check_header(&file, number, path) {
+            Err(PackError::Header(_)) => {
+                let written = file.write_all_at(&header(number), 0).and_then(|()| file.sync_data());
+                written.map_err(at("restoring the header of", path))?;
+                Ok(true)
+            }
+            other => other.map(|()| false),
+        }
+    }
+
+    /// Whether there was ever anything durable in the packs in `dir`, by what was noted.
+    pub(crate) fn were_durable(dir: &Path) -> bool {
+        !floor::read(dir).is_empty()
+    }
+
+    /// Sees to it that the next opening does not expect these packs, whose rows are about to be removed from the index.
+    pub(crate) fn forget(&self, dead: &[u32]) -> Result<(), PackError> {
+        let mut noted = floor::read(&self.dir);
+        let before = noted.len();
+        noted.retain(|number, _| !dead.contains(number));
+        if noted.len() == before {
+            return Ok(());
+        }
+        // On a full disk there must be a way to get space back: no note is as good.
+        floor::write(&self.dir, &noted).or_else(|_| floor::remove(&self.dir))
+    }
+
+    /// Removes what was noted of the packs in `dir`: a new index knows better.
+    pub(crate) fn forget_all(dir: &Path) -> Result<(), PackError> {
+        if floor::read(dir).is_empty() { Ok(()) } else { floor::remove(dir) }
+    }
+
+    /// Packs that the index did not know any more at an opening, though it had known them.
+    pub(crate) fn unknown(dir: &Path) -> Result<Vec<PathBuf>, PackError> {
+        let mut unknown = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(at("listing", dir))? {
+            let path = entry.map_err(at("listing", dir))?.path();
+            if path.extension().is_some_and(|extension| extension == UNKNOWN) {
+                unknown.push(path);
+            }
+        }
+        Ok(unknown)
+    }
+
+    /// Gives such packs their names back, for an index that is made anew.
+    pub(crate) fn readmit(dir: &Path) -> Result<(), PackError> {
+        for path in Self::unknown(dir)? {
+            let place = path.with_extension("");
+            if number_of(&place).is_some() && !place.exists() {
+                std::fs::rename(&path, &place).map_err(at("renaming", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory they are in.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// How long each pack is by what has been written, durable or not.
+    pub(crate) fn written(&self) -> BTreeMap<u32, u64> {
+        self.packs.read().values().map(|pack| (pack.number, pack.written.load(Ordering::Acquire))).collect()
+    }
+
+    /// Writes down how much of each pack is durable and known to the index, for the next opening to hold the index
+    /// against.
+    pub(crate) fn note_durable(&self, lengths: &BTreeMap<u32, u64>) -> Result<(), PackError> {
+        floor::write(&self.dir, lengths)
+    }
+
+    /// Whether there is a pack in `dir`.
+    pub(crate) fn any(dir: &Path) -> Result<bool, PackError> {
+        match std::fs::read_dir(dir) {
+            Ok(mut entries) => Ok(entries.any(|entry| entry.is_ok_and(|entry| number_of(&entry.path()).is_some()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(at("listing", dir)(error)),
+        }
     }
 
     fn file(&self, pack: &Pack) -> Result<Arc<File>, PackError> {
-        self.files.get_or_insert_with(&pack.number, || {
+        let file = self.files.get_or_insert_with(&pack.number, || {
             let file = File::open(&pack.path).map_err(|error| match error.kind() {
                 io::ErrorKind::NotFound => PackError::Gone(pack.number),
                 _ => at("opening", &pack.path)(error),
             })?;
-            check_header(&file, pack)?;
+            check_header(&file, pack.number, &pack.path)?;
             Ok(Arc::new(file))
-        })
+        })?;
+        // Deleted since it was looked up: kept here, the file would keep its space.
+        if !self.packs.read().contains_key(&pack.number) {
+            self.files.remove(&pack.number);
+        }
+        Ok(file)
     }
 
     /// How many packs there are, and the bytes in them.
@@ -319,21 +502,42 @@ impl Packs {
         if pack.landing.load(Ordering::Acquire) > 0 {
             return false;
         }
-        if appender.open.as_ref().is_some_and(|open| open.pack.number == number) {
-            appender.open = None;
-        }
+        appender.open.retain(|_, open| open.pack.number != number);
         true
     }
 
+    /// Whether blocks are still appended to pack `number`.
+    pub(crate) fn is_open(&self, number: u32) -> bool {
+        self.open.lock().open.values().any(|open| open.pack.number == number)
+    }
+
+    /// The size beyond which packs are not filled.
+    pub(crate) fn seal_at(&self) -> u64 {
+        self.seal_at
+    }
+
+    /// Changes what is known of a sealed pack.
+    pub(crate) fn note_form(&self, number: u32, form: Form) {
+        if let Some(pack) = self.packs.write().get_mut(&number) {
+            let (path, written) = (pack.path.clone(), AtomicU64::new(pack.written.load(Ordering::Acquire)));
+            *pack = Arc::new(Pack { number, form, path, written, landing: AtomicU64::new(0) });
+        }
+    }
+
+    /// How long pack `number` is, and its form; None when it is gone.
+    pub(crate) fn facts(&self, number: u32) -> Option<(u64, Form)> {
+        self.packs.read().get(&number).map(|pack| (pack.written.load(Ordering::Acquire), pack.form))
+    }
+
     /// Deletes pack `number`, which the index must no longer know. Readers that have it open finish. Returns the
-    /// length of the file.
-    pub(crate) fn unlink(&self, number: u32) -> Result<u64, PackError> {
-        let Some(pack) = self.packs.write().remove(&number) else { return Ok(0) };
+    /// length of the file; None when it is gone already.
+    pub(crate) fn unlink(&self, number: u32) -> Result<Option<u64>, PackError> {
+        let Some(pack) = self.packs.write().remove(&number) else { return Ok(None) };
         self.files.remove(&number);
         self.open.lock().unsynced.remove(&number);
         let length = std::fs::metadata(&pack.path).map_err(at("looking at", &pack.path))?.len();
         std::fs::remove_file(&pack.path).map_err(at("deleting", &pack.path))?;
-        Ok(length)
+        Ok(Some(length))
     }
 
     /// The table of committed lengths.
@@ -368,7 +572,7 @@ impl DataFiles for Packs {
             });
         }
         if self.created.swap(false, Ordering::AcqRel) {
-            File::open(&self.dir)?.sync_all()?;
+            self.directory.sync_all()?;
         }
         Ok(rows)
     }
@@ -394,19 +598,22 @@ fn header(number: u32) -> [u8; FILE_HEADER] {
     header
 }
 
-fn check_header(file: &File, pack: &Pack) -> Result<(), PackError> {
+fn check_header(file: &File, number: u32, path: &Path) -> Result<(), PackError> {
     let mut found = [0; FILE_HEADER];
-    file.read_exact_at(&mut found, 0).map_err(at("reading the header of", &pack.path))?;
-    if found == header(pack.number) {
+    match file.read_exact_at(&mut found, 0) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(PackError::Header(path.to_owned())),
+        read => read.map_err(at("reading the header of", path))?,
+    }
+    if found == header(number) {
         return Ok(());
     }
     let mut checksum = [0; 8];
     checksum.copy_from_slice(&found[24..32]);
     let version = u32::from_le_bytes([found[8], found[9], found[10], found[11]]);
     if found[0..8] == MAGIC && xxh3_64(&found[..24]).to_le_bytes() == checksum && version != PACK_VERSION {
-        return Err(PackError::Version { path: pack.path.clone(), version });
+        return Err(PackError::Version { path: path.to_owned(), version });
     }
-    Err(PackError::Header(pack.path.clone()))
+    Err(PackError::Header(path.to_owned()))
 }
 
 #[cfg(test)]

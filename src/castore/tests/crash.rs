@@ -71,6 +71,9 @@ fn write_until_killed(dir: &Path, round: u64) {
         if import % 50 == 49 {
             collect(&store);
         }
+        if import % 200 == 199 {
+            store.optimise(&|| u64::MAX, &mut |_| ControlFlow::Continue(())).unwrap();
+        }
     }
 }
 
@@ -104,6 +107,9 @@ fn collect(store: &Arc<ObjectStore>) {
         }
     }
     collection.sweep(&mut |_| ControlFlow::Continue(())).unwrap();
+    // Sparse is what has anything dead, so that there is much to rewrite.
+    let below = castore::repack::SPARSE_WHEN_SHORT;
+    store.repack_sparse(below, &|| u64::MAX, &mut |_| ControlFlow::Continue(())).unwrap();
 }
 
 /// Does to the packs what a power failure may do: whatever is not known to be on disk becomes garbage or goes.

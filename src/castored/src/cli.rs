@@ -8,7 +8,8 @@ use ::daemon::Locations;
 use clap::{Args, Parser, Subcommand};
 
 use crate::failure::Failure;
-use crate::{daemon, import, stats, status};
+use crate::moving::{AdoptArgs, ExportArgs};
+use crate::{daemon, fsck, import, moving, stats, status};
 
 /// A drop-in replacement for nix-daemon: a content-addressed, deduplicated, compressed Nix store.
 #[derive(Debug, Parser)]
@@ -47,8 +48,13 @@ enum Command {
     Daemon(DaemonArgs),
     /// Add files or directories to the store and print their store paths.
     Import(ImportArgs),
+    Adopt(AdoptArgs),
+    ExportStore(ExportArgs),
     /// Show what a running daemon is doing.
     Status(FormatArgs),
+    /// Check the store: every object, table and path. Exits with 0 when it is sound, 2 when all damage was repaired, 3 when
+    /// damage is left.
+    Fsck(FsckArgs),
     /// Show how much the store holds and what it takes on disk.
     Stats(FormatArgs),
 }
@@ -75,6 +81,23 @@ pub(crate) struct ImportArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct FsckArgs {
+    /// Fetch or build damaged paths again. What cannot be had is quarantined: it stays valid, and what of it is damaged
+    /// cannot be read.
+    #[arg(long)]
+    repair: bool,
+    /// Make the index anew from the packs. The daemon must not run.
+    #[arg(long, conflicts_with_all = ["repair", "paths"])]
+    rebuild_index: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+    /// Check these store paths only.
+    #[arg(value_name = "PATH")]
+    paths: Vec<String>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct FormatArgs {
     /// Print JSON.
     #[arg(long)]
@@ -97,7 +120,12 @@ impl Cli {
                 daemon::run(daemon::Options { locations, grpc, overrides, record, forced_trust: None })
             }
             Command::Import(args) => import::run(&locations, &args.paths),
+            Command::Adopt(args) => moving::adopt(&locations, &args),
+            Command::ExportStore(args) => moving::export(&locations, &args),
             Command::Status(args) => status::run(&locations, args.json),
+            Command::Fsck(FsckArgs { repair, rebuild_index, json, paths }) => {
+                fsck::run(&locations, fsck::Options { repair, rebuild_index, json, paths })
+            }
             Command::Stats(args) => stats::run(&locations, args.json),
         }
     }

@@ -19,7 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::failure::Failure;
-use crate::{state, status};
+use crate::{fsck, state, status};
 
 /// Worker threads for what reads the disk or hashes. Idle ones end.
 const BLOCKING_THREADS: usize = 256;
@@ -90,16 +90,27 @@ pub(crate) fn run(options: Options) -> Result<ExitCode, Failure> {
     };
 
     state::prepare(&locations)?;
-    let store = Store::open(Config::new(locations.store_dir.clone(), &locations.state_dir))?;
+    let durability = ::daemon::durability(&settings)?;
+    let store = Store::open(Config { durability, ..Config::new(locations.store_dir.clone(), &locations.state_dir) })?;
     let store_dir = PathBuf::from(locations.store_dir.as_str());
-    state::prepare_store_dir(&store_dir)?;
-    let mount = Mount::new(store.clone(), &store_dir, mount::Options::default())?;
+    state::prepare_store_dir(&locations)?;
+    let group = build_group(&settings);
+    let mount = Mount::new(store.clone(), &store_dir, mount::Options { group, ..mount::Options::default() })?;
+    let recognise = mount.recogniser();
+    store.recognise_files(Arc::new(move |file| recognise(file.device, file.inode)));
     let served = runtime.block_on(serve(store.clone(), settings, locations, grpc, extras, store_dir, termination));
     // Sessions and builds that are still running end here.
     drop(runtime);
     mount.unmount()?;
     store.sync()?;
     served.map(|()| ExitCode::SUCCESS)
+}
+
+/// The group that stock gives its store directory to. A client run as root without the daemon would do that first, and stop
+/// at the mount before it comes to where it is told what to do.
+fn build_group(settings: &Settings) -> Option<u32> {
+    let name = settings.build_users_group.as_deref().filter(|name| !name.is_empty())?;
+    nix::unistd::Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw())
 }
 
 async fn serve(
@@ -116,9 +127,12 @@ async fn serve(
     let listeners = listen_for_grpc(grpc, grpc_socket(&locations.state_dir), &settings)?;
     let grpc_address = listeners.tcp_address();
     let services = rpc_services(&store, &settings)?;
+    let checks =
+        fsck::Server { store: store.clone(), scheduler: scheduler.clone(), settings: Arc::new(settings.clone()) };
     let daemon = Daemon::new(store.clone(), scheduler.clone(), settings, locations.clone(), extras)?;
     let status = status::Source { daemon: daemon.clone(), scheduler, store };
     let answering = status::listen(&locations.state_dir)?;
+    let checking = fsck::listen(&locations.state_dir)?;
     let (listener, own_socket) = match ::daemon::passed_by_systemd()? {
         Some(listener) => (listener, None),
         None => (::daemon::bind(&locations.socket)?, Some(locations.socket.clone())),
@@ -133,6 +147,7 @@ async fn serve(
     };
     let grpc_server = tokio::spawn(listeners.serve(services, wait(stopped.clone())));
     tokio::spawn(status::answer(answering, status));
+    tokio::spawn(checks.run(checking));
     tokio::spawn(async move {
         termination.wait().await;
         let _ = stop.send(true);

@@ -21,13 +21,31 @@ pub(crate) enum Failure {
     Mount(#[from] mount::MountError),
     #[error(transparent)]
     Rpc(#[from] rpc::ServeError),
+    #[error(transparent)]
+    Migrate(#[from] migrate::Error),
+    #[error(
+        "castored is taking the place of a stock store here and does not have everything yet: run \
+         `castored adopt --in-place` or `castored adopt --finish` to its end first"
+    )]
+    MoveUnfinished,
+    #[error(
+        "{count} paths were left out{}", if *last {
+            "; castored has not taken over. Repair them with stock Nix (`nix-store --repair-path`) and try again, or add \
+             --without-damaged"
+        } else {
+            ""
+        }
+    )]
+    LeftOut { count: usize, last: bool },
+    #[error("{0} paths could not be read back from castored's store; castored has not taken over")]
+    NotReadBack(usize),
     #[error("cannot {action} '{}': {source}", path.display())]
     File { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("cannot {action}: {source}")]
     Process { action: &'static str, source: std::io::Error },
     #[error(
         "'{}' is the database of a stock Nix store; castored keeps its own and will not hide that one. \
-         Choose another state directory (NIX_STATE_DIR or --root)", .0.display()
+         Take that store over with `castored adopt`, or choose another state directory (NIX_STATE_DIR or --root)", .0.display()
     )]
     StockDatabase(PathBuf),
     #[error(
@@ -38,6 +56,8 @@ pub(crate) enum Failure {
     Client(#[from] ClientError),
     #[error("'{}' is for the daemon's own user, since it shows what everybody builds; try again as that user", .0.display())]
     NotYours(PathBuf),
+    #[error("the daemon could not check its store: {0}")]
+    Fsck(String),
     #[error("{0}")]
     Usage(String),
 }

@@ -3,10 +3,13 @@
 //! One executable with three names. As `castored` it has the commands of [`cli`]; as `nix-daemon` it takes what
 //! stock's takes ([`stock`]); as `castored-sandbox` it is the helper that a build runs in, and nothing else.
 
+mod bar;
 mod cli;
 mod daemon;
 mod failure;
+mod fsck;
 mod import;
+mod moving;
 mod sizes;
 mod state;
 mod stats;

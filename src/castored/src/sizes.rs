@@ -1,8 +1,9 @@
 //! How much a store holds, and what that takes on disk.
 
 use std::ops::ControlFlow;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use indicatif::HumanBytes;
+use indicatif::{HumanBytes, HumanDuration};
 use serde::{Deserialize, Serialize};
 use store::Store;
 
@@ -23,6 +24,27 @@ pub(crate) struct Stats {
     pub(crate) stored_bytes: u64,
     /// Pack files.
     pub(crate) packs: u64,
+    /// Bytes before compression of all that is in them, dead objects included.
+    #[serde(default)]
+    pub(crate) held_bytes: u64,
+    /// What the last sweep gave back.
+    #[serde(default)]
+    pub(crate) last_sweep: Option<Sweep>,
+}
+
+/// A sweep of the castore.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Sweep {
+    /// When it ended, in seconds since 1970.
+    pub(crate) at: u64,
+    /// Objects it removed.
+    pub(crate) removed_objects: u64,
+    /// Packs it deleted.
+    pub(crate) deleted_packs: u64,
+    /// Their bytes.
+    pub(crate) freed_bytes: u64,
+    /// Bytes of what was alive in them and was written to others.
+    pub(crate) rewritten_bytes: u64,
 }
 
 impl Stats {
@@ -38,6 +60,14 @@ impl Stats {
         stats.unique_bytes = engine.raw_bytes;
         stats.stored_bytes = engine.stored_bytes;
         stats.packs = engine.packs;
+        stats.held_bytes = engine.held_bytes;
+        stats.last_sweep = store.last_sweep()?.map(|sweep| Sweep {
+            at: sweep.at,
+            removed_objects: sweep.removed_objects,
+            deleted_packs: sweep.deleted_packs,
+            freed_bytes: sweep.freed_bytes,
+            rewritten_bytes: sweep.rewritten_bytes,
+        });
         Ok(stats)
     }
 
@@ -46,7 +76,18 @@ impl Stats {
         println!("NAR size       {:>12}", HumanBytes(self.nar_bytes).to_string());
         println!("deduplicated   {:>12}  {}", HumanBytes(self.unique_bytes).to_string(), self.ratio(self.unique_bytes));
         println!("on disk        {:>12}  {}", HumanBytes(self.stored_bytes).to_string(), self.ratio(self.stored_bytes));
-        println!("objects        {:>12}  in {} packs", self.objects, self.packs);
+        let share = self.unique_bytes as f64 / self.held_bytes.max(1) as f64 * 100.0;
+        println!("objects        {:>12}  in {} packs, of which {share:.1} % is alive", self.objects, self.packs);
+        if let Some(sweep) = &self.last_sweep {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+            println!(
+                "last sweep     {:>12}  {} ago, gave back {} in {} packs",
+                format!("{} gone", sweep.removed_objects),
+                HumanDuration(Duration::from_secs(now.saturating_sub(sweep.at))),
+                HumanBytes(sweep.freed_bytes.saturating_sub(sweep.rewritten_bytes)),
+                sweep.deleted_packs,
+            );
+        }
     }
 
     fn ratio(&self, bytes: u64) -> String {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, access};
 use nix_compat::conf::{self, Settings};
 use nix_compat::store_path::StoreDir;
+use store::Durability;
 
 /// The default locations of a Nix installation.
 const STORE_DIR: &str = "/nix/store";
@@ -23,6 +24,16 @@ pub enum ConfigError {
     /// nix.conf, a file it includes, or NIX_CONFIG.
     #[error("{0}")]
     Conf(#[from] conf::Error),
+    /// One of castored's own settings has a value that makes no sense.
+    #[error("setting '{name}' has the value '{value}', which is neither {expected}")]
+    Own {
+        /// The setting.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What it may be.
+        expected: &'static str,
+    },
     /// A configuration file that exists cannot be read.
     #[error("cannot read '{}': {source}", path.display())]
     Read {
@@ -110,7 +121,11 @@ impl Locations {
     }
 }
 
-/// Reads nix.conf in `conf_dir` with what it includes, then the text of `NIX_CONFIG`, then single overrides
+/// The file with castored's own settings, beside nix.conf and of the same form: in nix.conf, stock's clients would warn of
+/// each. Settings of nix.conf may stand in it too, for the daemon alone.
+const OWN_CONF: &str = "castored.conf";
+
+/// Reads nix.conf in `conf_dir` with what it includes, castored.conf, the text of `NIX_CONFIG`, then single overrides
 /// from the command line. Gives warnings about what is not understood beside the settings.
 ///
 /// # Errors
@@ -128,9 +143,11 @@ pub fn load_settings(
     settings.builders = format!("@{}", conf_dir.join("machines").display());
     let mut warnings = Vec::new();
     let mut lines = Vec::new();
-    let file = conf_dir.join("nix.conf");
-    if let Some(text) = read_if_there(&file)? {
-        lines.extend(parse(&text, &file)?);
+    for name in ["nix.conf", OWN_CONF] {
+        let file = conf_dir.join(name);
+        if let Some(text) = read_if_there(&file)? {
+            lines.extend(parse(&text, &file)?);
+        }
     }
     if let Some(text) = nix_config {
         lines.extend(parse(text, Path::new("NIX_CONFIG"))?);
@@ -148,6 +165,23 @@ pub fn load_settings(
         warnings.push("ignoring the setting 'store': a daemon that connects to itself never ends".into());
     }
     Ok((settings, warnings))
+}
+
+/// castored's own setting `durability`: `grouped` (the default) or `immediate`. Stock's `fsync-store-paths = true`, which
+/// asks for the same of stock, counts as `immediate` where `durability` is not set.
+///
+/// # Errors
+/// [`ConfigError::Own`].
+pub fn durability(settings: &Settings) -> Result<Durability, ConfigError> {
+    let other = |name: &str| settings.other.get(name).map(String::as_str);
+    match (other("durability"), other("fsync-store-paths")) {
+        (Some("immediate"), _) | (None, Some("true")) => Ok(Durability::Immediate),
+        (Some("grouped") | None, _) => Ok(Durability::Grouped),
+        (Some(value), _) => {
+            let expected = "'grouped' nor 'immediate'";
+            Err(ConfigError::Own { name: "durability", value: value.to_owned(), expected })
+        }
+    }
 }
 
 fn parse(text: &str, origin: &Path) -> Result<Vec<(String, String)>, ConfigError> {
@@ -197,6 +231,19 @@ mod tests {
         assert_eq!(settings.trusted_users, ["root", "alice"]);
         assert_eq!(settings.cores, 4);
         assert!(warnings.is_empty(), "{warnings:?}");
+    }
+
+    #[test]
+    fn castoreds_own_settings_have_a_file_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let load = |nix_config| load_settings(dir.path(), nix_config, &[], 1).unwrap().0;
+        assert_eq!(durability(&load(None)).unwrap(), Durability::Grouped);
+        assert_eq!(durability(&load(Some("fsync-store-paths = true"))).unwrap(), Durability::Immediate);
+        std::fs::write(dir.path().join("castored.conf"), "durability = immediate\n").unwrap();
+        assert_eq!(durability(&load(None)).unwrap(), Durability::Immediate);
+        let grouped = load(Some("durability = grouped\nfsync-store-paths = true"));
+        assert_eq!(durability(&grouped).unwrap(), Durability::Grouped);
+        assert!(matches!(durability(&load(Some("durability = maybe"))), Err(ConfigError::Own { .. })));
     }
 
     #[test]

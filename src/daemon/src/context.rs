@@ -1,18 +1,25 @@
 //! What one client's requests have in common.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use build::Gate;
 use nix_compat::conf::Settings;
 use nix_compat::signature::PublicKey;
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::Protocol;
-use store::{Store, TempRoots};
+use store::{AutoGc, Store, TempRoots};
 
 use crate::daemon::Daemon;
 use crate::error::OpError;
 use crate::events::Events;
 use crate::peer::{Peer, Trust};
+
+/// Who adds to the store waits for a collection that makes room at most this long: it may have to wait for others'
+/// imports, and there may be room enough already.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// How often such a wait looks.
+const WAIT_STEP: Duration = Duration::from_millis(20);
 
 /// What the work on a request may use.
 pub(crate) struct Session {
@@ -47,6 +54,21 @@ impl Session {
     /// The user whose share this client lives on; none when it is trusted.
     pub(crate) fn share_of(&self) -> Option<u32> {
         (!self.is_trusted()).then_some(self.peer.uid)
+    }
+
+    /// Before something is added: when space is short, waits for a collection, for a while.
+    pub(crate) async fn make_room(&self) {
+        let options = AutoGc::from(&*self.settings);
+        if !self.store().may_lack_room(&options) {
+            return;
+        }
+        let store = self.store().clone();
+        // The collection has a thread of its own; should this one have failed, the addition tells what is wrong.
+        let _ = tokio::task::spawn_blocking(move || store.keep_room(&options)).await;
+        let deadline = Instant::now() + LONGEST_WAIT;
+        while self.store().is_making_room() && Instant::now() < deadline {
+            tokio::time::sleep(WAIT_STEP).await;
+        }
     }
 
     /// Runs work that reads the disk or hashes on a worker thread.

@@ -31,6 +31,8 @@ pub struct Daemon {
     /// `trusted-public-keys`, read.
     pub(crate) keys: Arc<[PublicKey]>,
     pub(crate) streams: Streams,
+    /// Held by the client whose collection runs: others wait for it here, and not on a thread.
+    pub(crate) collections: Arc<tokio::sync::Mutex<()>>,
     pub(crate) recorder: Option<Recorder>,
     /// What every client is taken for, whoever it is.
     pub(crate) forced_trust: Option<Trust>,
@@ -84,6 +86,7 @@ impl Daemon {
         let daemon = Arc::new(Self {
             keys: settings.public_keys()?.into(),
             streams: Streams::new(),
+            collections: Arc::default(),
             recorder: extras.recorder,
             forced_trust: extras.forced_trust,
             large_requests: Shares::new(LARGE_REQUESTS_OF_USER),

@@ -4,6 +4,9 @@ use nix_compat::worker::stderr::{ErrorMessage, GENERAL_FAILURE};
 
 use crate::connection::ConnectionError;
 
+/// How the system says that a disk is full, wherever a message comes from.
+const NO_SPACE: &str = "No space left on device";
+
 /// A request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum OpError {
@@ -42,6 +45,17 @@ impl OpError {
         let message = message.into();
         tracing::error!(message, "internal error");
         Self::new(format!("internal error of castored: {message}"))
+    }
+
+    /// The same with what can be done about a full disk, if that is the reason.
+    pub(crate) fn with_advice(self, store: &store::Store) -> Self {
+        match self {
+            Self::Refused { message, status, in_payload } if message.contains(NO_SPACE) => {
+                Self::Refused { message: store.advise(message), status, in_payload }
+            }
+            Self::Fatal(message) if message.contains(NO_SPACE) => Self::Fatal(store.advise(message)),
+            other => other,
+        }
     }
 
     /// The same, where the end of the payload cannot be found any more.
@@ -88,6 +102,10 @@ impl From<store::Error> for OpError {
         // These can come up while a payload is read; the others when it has been read to its end.
         let in_payload =
             matches!(error, E::Nar(_) | E::Castore(_) | E::Index(_) | E::Tree(_) | E::Stream { .. } | E::TrailingBytes);
-        Self::Refused { message: error.to_string(), status: GENERAL_FAILURE, in_payload }
+        let mut message = error.to_string();
+        if error.is_disk_full() && !message.contains(NO_SPACE) {
+            message = format!("{message}: {NO_SPACE}");
+        }
+        Self::Refused { message, status: GENERAL_FAILURE, in_payload }
     }
 }

@@ -73,8 +73,12 @@ impl Daemon {
             // they rely on it also where somebody has removed it. Whoever cannot have it will say so.
             let profiles = daemon.locations.state_dir.join("profiles");
             let identified = tokio::task::spawn_blocking(move || {
-                let _ = std::fs::create_dir(profiles);
+                let _ = std::fs::create_dir(&profiles);
                 let peer = Peer::of(&stream)?;
+                // Clients up to 2.13 have the user's profile in it, and cannot make it themselves.
+                if let Err(error) = peer.make_directory(&profiles.join("per-user")) {
+                    tracing::debug!(user = peer.user, %error, "cannot make a directory for the user's profiles");
+                }
                 let trust = forced.or_else(|| peer.trust(&settings)).map(|trust| door.admits(trust));
                 Ok::<_, nix::Error>((stream, peer, trust))
             });

@@ -137,6 +137,7 @@ async fn requests(
             }
             Err(OpError::Connection(error)) => return Err(error),
             Err(error) => {
+                let error = error.with_advice(session.store());
                 drain_events(session, output);
                 output.queue_messages(&session.protocol, &[Message::Error(error.message())]);
                 output.flush().await?;

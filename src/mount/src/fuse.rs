@@ -24,6 +24,8 @@ const FOREVER: Duration = Duration::from_secs(i32::MAX as u64);
 const GENERATION: Generation = Generation(0);
 /// Every store path is as old as this (as stock Nix has it), one second after the epoch.
 const MODIFIED: Duration = Duration::from_secs(1);
+/// The mode stock gives its store directory, together with the build group. On a read-only mount it lets nobody write.
+const SHARED_STORE: u16 = 0o1775;
 /// The unit `stat` counts blocks in.
 const BLOCK: u64 = 512;
 /// What `stat` calls a good size for reading.
@@ -37,11 +39,21 @@ const MAX_BACKGROUND: u16 = 64;
 pub(crate) struct StoreFilesystem {
     tree: Arc<Tree>,
     invalidations: Arc<Invalidations>,
+    /// Whose the store directory seems to be.
+    group: Option<u32>,
 }
 
 impl StoreFilesystem {
-    pub(crate) fn new(tree: Arc<Tree>, invalidations: Arc<Invalidations>) -> StoreFilesystem {
-        StoreFilesystem { tree, invalidations }
+    pub(crate) fn new(tree: Arc<Tree>, invalidations: Arc<Invalidations>, group: Option<u32>) -> StoreFilesystem {
+        StoreFilesystem { tree, invalidations, group }
+    }
+
+    /// What `stat` shows.
+    fn attr(&self, attributes: &Attributes) -> FileAttr {
+        match self.group {
+            Some(gid) if attributes.id == NodeId::STORE => FileAttr { gid, perm: SHARED_STORE, ..attr(attributes) },
+            _ => attr(attributes),
+        }
     }
 
     /// Lists for both kinds of readdir; `add` returns true when the reply is full.
@@ -52,7 +64,7 @@ impl StoreFilesystem {
         add: &mut dyn FnMut(INodeNo, u64, &OsStr, &FileAttr) -> bool,
     ) -> Result<(), TreeError> {
         self.tree.list(NodeId::from(ino.0), cookie, &mut |entry| {
-            let attr = attr(&entry.attributes);
+            let attr = self.attr(&entry.attributes);
             match add(attr.ino, entry.next, OsStr::from_bytes(entry.name), &attr) {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
@@ -83,7 +95,7 @@ impl StoreFilesystem {
     }
 }
 
-/// What `stat` shows.
+/// What `stat` shows of a node that belongs to root.
 fn attr(attributes: &Attributes) -> FileAttr {
     let modified = UNIX_EPOCH + MODIFIED;
     FileAttr {
@@ -158,7 +170,7 @@ impl Filesystem for StoreFilesystem {
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         match self.tree.attributes(NodeId::from(ino.0)) {
-            Ok(attributes) => reply.attr(&FOREVER, &attr(&attributes)),
+            Ok(attributes) => reply.attr(&FOREVER, &self.attr(&attributes)),
             Err(error) => reply.error(self.errno(ino, "getattr", &error)),
         }
     }

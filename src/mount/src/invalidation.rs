@@ -101,26 +101,28 @@ impl Invalidations {
         self.listings.load(Ordering::SeqCst) > 0 || self.listed.load(Ordering::SeqCst)
     }
 
-    /// Takes back what `event` made wrong, and returns when that is done or takes too long.
-    pub(crate) fn handle(&self, event: &StoreEvent) {
+    /// Takes back what `events` made wrong, and returns when that is done or takes too long.
+    pub(crate) fn handle(&self, events: &[StoreEvent]) {
         let mut queue = self.queue.lock();
-        match event {
-            // A round under way may have taken the listing back just before this path could be seen: only rest when
-            // nothing is going on and nothing is listed.
-            StoreEvent::Added { .. } => {
-                if !self.may_be_listed() && queue.finished == queue.asked {
-                    return;
-                }
+        let mut removed = false;
+        for event in events {
+            let StoreEvent::Removed { name, .. } = event else { continue };
+            removed = true;
+            if queue.removed.len() >= MAX_REMOVED {
+                tracing::error!(waiting = queue.removed.len(), "the kernel does not take back removed store paths");
             }
-            StoreEvent::Removed { name, .. } => {
-                if queue.removed.len() >= MAX_REMOVED {
-                    tracing::error!(waiting = queue.removed.len(), "the kernel does not take back removed store paths");
-                }
-                while queue.removed.len() >= MAX_REMOVED && !queue.closed {
-                    self.progress.wait(&mut queue);
-                }
-                queue.removed.push_back(name.clone());
+            while queue.removed.len() >= MAX_REMOVED && !queue.closed {
+                // What was queued before is a round to be done, too, though nobody has asked for it yet.
+                queue.asked += 1;
+                self.work.notify_one();
+                self.progress.wait(&mut queue);
             }
+            queue.removed.push_back(name.clone());
+        }
+        // A round under way may have taken the listing back just before an added path could be seen: only rest when
+        // nothing is going on and nothing is listed.
+        if !removed && !self.may_be_listed() && queue.finished == queue.asked {
+            return;
         }
         queue.asked += 1;
         let round = queue.asked;
@@ -128,7 +130,7 @@ impl Invalidations {
         let until = Instant::now() + PATIENCE;
         while queue.finished < round && !queue.closed {
             if self.progress.wait_until(&mut queue, until).timed_out() {
-                tracing::warn!(?event, "the kernel is slow to take back a store path; going on without");
+                tracing::warn!(first = ?events.first(), "the kernel is slow to take back store paths; going on without");
                 return;
             }
         }
@@ -255,7 +257,7 @@ mod tests {
     #[test]
     fn an_unlisted_directory_needs_no_word() {
         let setup = Setup::new();
-        setup.invalidations.handle(&added("a"));
+        setup.invalidations.handle(&[added("a")]);
         assert_eq!(setup.told(), [""; 0]);
     }
 
@@ -263,9 +265,9 @@ mod tests {
     fn a_listing_is_taken_back_once() {
         let setup = Setup::new();
         drop(setup.invalidations.listing());
-        setup.invalidations.handle(&added("a"));
+        setup.invalidations.handle(&[added("a")]);
         assert_eq!(setup.told(), [NOBODY, "listing"]);
-        setup.invalidations.handle(&added("b"));
+        setup.invalidations.handle(&[added("b")]);
         assert_eq!(setup.told(), [""; 0]);
     }
 
@@ -273,21 +275,21 @@ mod tests {
     fn a_listing_under_way_is_waited_for_each_time() {
         let setup = Setup::new();
         let listing = setup.invalidations.listing();
-        setup.invalidations.handle(&added("a"));
+        setup.invalidations.handle(&[added("a")]);
         assert_eq!(setup.told(), [NOBODY, "listing"]);
-        setup.invalidations.handle(&added("b"));
+        setup.invalidations.handle(&[added("b")]);
         assert_eq!(setup.told(), [NOBODY, "listing"]);
         drop(listing);
-        setup.invalidations.handle(&added("c"));
+        setup.invalidations.handle(&[added("c")]);
         assert_eq!(setup.told(), [NOBODY, "listing"]);
-        setup.invalidations.handle(&added("d"));
+        setup.invalidations.handle(&[added("d")]);
         assert_eq!(setup.told(), [""; 0]);
     }
 
     #[test]
     fn a_removed_name_goes_before_the_listing() {
         let setup = Setup::new();
-        setup.invalidations.handle(&removed("a"));
+        setup.invalidations.handle(&[removed("a")]);
         assert_eq!(setup.told(), ["a", "listing"]);
     }
 
@@ -296,10 +298,10 @@ mod tests {
         let setup = Setup::new();
         let shut = setup.gate.lock();
         let begun = Instant::now();
-        setup.invalidations.handle(&removed("a"));
+        setup.invalidations.handle(&[removed("a")]);
         assert!(begun.elapsed() >= PATIENCE);
         drop(shut);
-        setup.invalidations.handle(&removed("b"));
+        setup.invalidations.handle(&[removed("b")]);
         assert_eq!(setup.told(), ["a", "listing", "b", "listing"]);
     }
 
@@ -309,7 +311,7 @@ mod tests {
         let shut = setup.gate.lock();
         thread::scope(|scope| {
             for name in ["a", "b", "c", "d"] {
-                scope.spawn(|| setup.invalidations.handle(&removed(name)));
+                scope.spawn(|| setup.invalidations.handle(&[removed(name)]));
             }
             while setup.invalidations.queue.lock().asked < 4 {
                 thread::yield_now();

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use fuser::{Config, Session, SessionACL};
 use nix::errno::Errno;
-use store::view::{StoreEvent, StoreView};
+use store::view::{FIRST_ROOT_NUMBER, StoreEvent, StoreView};
 
 use crate::fuse::StoreFilesystem;
 use crate::invalidation::Invalidations;
 use crate::mount_table::{self, MountEntry};
-use crate::{MountError, Tree, device, mountpoint};
+use crate::{MountError, NodeId, Tree, device, mountpoint};
 
 /// How long unmounting waits for the serving threads to end. They end at once unless somebody still uses the mount.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -29,12 +29,14 @@ pub struct Options {
     pub threads: usize,
     /// How far the kernel reads ahead, in KiB. Set through sysfs where that is permitted, since FUSE itself caps it at 128.
     pub read_ahead_kib: u32,
+    /// Show the store directory with this group and mode 1775, as stock does, instead of as root's alone.
+    pub group: Option<u32>,
 }
 
 impl Default for Options {
     fn default() -> Options {
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        Options { threads: processors.clamp(*THREADS.start(), *THREADS.end()), read_ahead_kib: 1024 }
+        Options { threads: processors.clamp(*THREADS.start(), *THREADS.end()), read_ahead_kib: 1024, group: None }
     }
 }
 
@@ -72,7 +74,7 @@ impl Mount {
 
         let tree = Arc::new(Tree::new(Arc::clone(&view)));
         let invalidations = Invalidations::new();
-        let filesystem = StoreFilesystem::new(Arc::clone(&tree), Arc::clone(&invalidations));
+        let filesystem = StoreFilesystem::new(Arc::clone(&tree), Arc::clone(&invalidations), options.group);
         let mut config = Config::default();
         config.n_threads = Some(options.threads.max(1));
         config.acl = if mounted.shared { SessionACL::All } else { SessionACL::Owner };
@@ -94,6 +96,16 @@ impl Mount {
     /// Where it is mounted, as an absolute path without symlinks.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
+    }
+
+    /// Tells of any file, given the numbers of its device and its inode number, which store path it belongs to, by that
+    /// path's number; nothing when it is not seen through this mount.
+    pub fn recogniser(&self) -> impl Fn((u32, u32), u64) -> Option<u32> + Send + Sync + use<> {
+        let own = self.entry.device_numbers();
+        move |device, inode| {
+            let number = NodeId::from(inode).number();
+            (Some(device) == own && number >= FIRST_ROOT_NUMBER).then_some(number)
+        }
     }
 
     /// Takes the mount away. Processes that have files in it open, and mount namespaces that hold a copy of it, go on
@@ -137,13 +149,17 @@ impl Drop for Mount {
 }
 
 /// Passes the view's events on for as long as the mount lives.
-fn subscriber(tree: Weak<Tree>, invalidations: Weak<Invalidations>) -> impl Fn(&StoreEvent) + Send + Sync {
-    move |event| {
-        if let (StoreEvent::Removed { number, .. }, Some(tree)) = (event, tree.upgrade()) {
-            tree.forget_path(*number);
+fn subscriber(tree: Weak<Tree>, invalidations: Weak<Invalidations>) -> impl Fn(&[StoreEvent]) + Send + Sync {
+    move |events| {
+        if let Some(tree) = tree.upgrade() {
+            for event in events {
+                if let StoreEvent::Removed { number, .. } = event {
+                    tree.forget_path(*number);
+                }
+            }
         }
         if let Some(invalidations) = invalidations.upgrade() {
-            invalidations.handle(event);
+            invalidations.handle(events);
         }
     }
 }

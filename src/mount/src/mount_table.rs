@@ -21,6 +21,12 @@ impl MountEntry {
     pub(crate) fn is_fuse(&self) -> bool {
         self.kind == "fuse" || self.kind == "fuseblk" || self.kind.starts_with("fuse.")
     }
+
+    /// The device's major and minor number.
+    pub(crate) fn device_numbers(&self) -> Option<(u32, u32)> {
+        let (major, minor) = self.device.split_once(':')?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    }
 }
 
 /// The mount that is on top at `mountpoint` (an absolute path without symlinks), if any is.
@@ -79,6 +85,7 @@ mod tests {
             parse_line(shared),
             Some(MountEntry { device: "0:32".into(), mountpoint: "/nix/store".into(), kind: "fuse.castored".into() })
         );
+        assert_eq!(parse_line(shared).unwrap().device_numbers(), Some((0, 32)));
         let private = b"22 1 8:1 / / rw - ext4 /dev/sda1 rw";
         assert_eq!(parse_line(private).unwrap().kind, "ext4");
         assert_eq!(parse_line(b""), None);

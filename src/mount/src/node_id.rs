@@ -14,6 +14,8 @@ pub struct NodeId(u64);
 impl NodeId {
     /// The store directory.
     pub const STORE: NodeId = NodeId(1);
+    /// The directory `.links` in it; no path has number 0.
+    pub const LINKS: NodeId = NodeId(2);
 
     /// The root of the store path with this number.
     pub fn of_path(number: u32) -> NodeId {
@@ -65,7 +67,7 @@ mod tests {
 
     #[test]
     fn the_store_directory_collides_with_no_path() {
-        assert_eq!(NodeId::STORE.number(), 0);
+        assert_eq!((NodeId::STORE.number(), NodeId::LINKS.number()), (0, 0));
         assert!(NodeId::of_path(FIRST_ROOT_NUMBER) > NodeId::STORE);
     }
 

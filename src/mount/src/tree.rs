@@ -163,6 +163,9 @@ impl Tree {
             return Err(TreeError::NameTooLong(name.len()));
         }
         if parent == NodeId::STORE {
+            if name == LINKS {
+                return Ok(Attributes::of(NodeId::LINKS, &links()));
+            }
             let name = std::str::from_utf8(name).map_err(|_| TreeError::NotFound)?;
             let root = self.view.lookup(name)?.ok_or(TreeError::NotFound)?;
             let id = NodeId::of_path(root.number);
@@ -304,6 +307,9 @@ impl Tree {
 
     /// The node of a number that is not the store directory's.
     fn node(&self, id: NodeId) -> Result<Node, TreeError> {
+        if id == NodeId::LINKS {
+            return Ok(links());
+        }
         if let Some(node) = self.nodes.get(&id) {
             return Ok(node);
         }
@@ -360,6 +366,14 @@ impl std::fmt::Debug for Tree {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tree").finish_non_exhaustive()
     }
+}
+
+/// A directory of stock's that it makes, if it is not there, before anything else: run as root without the daemon it would
+/// stop there, because the mount is read-only, and not tell why. It is empty, and listed nowhere.
+const LINKS: &[u8] = b".links";
+
+fn links() -> Node {
+    Directory::default().to_node()
 }
 
 /// Stock Nix shows the store directory as writable by the build group; here nobody writes past the daemon.

@@ -118,6 +118,16 @@ impl StorePath {
         Ok(Self(format!("{}-{name}", nixbase32::encode(&digest)).into()))
     }
 
+    /// The bytes behind the hash part and the name in `<hash part>-<name>`, where a whole path is more than is needed.
+    pub fn split(base_name: &str) -> Result<([u8; DIGEST_LEN], &str), Error> {
+        check_base_name(base_name)?;
+        let mut digest = [0; DIGEST_LEN];
+        // As in `digest`.
+        let decoded = nixbase32::decode_into(&base_name.as_bytes()[..HASH_PART_LEN], &mut digest);
+        debug_assert!(decoded.is_ok());
+        Ok((digest, &base_name[HASH_PART_LEN + 1..]))
+    }
+
     /// The 32 digits.
     pub fn hash_part(&self) -> &str {
         &self.0[..HASH_PART_LEN]

@@ -35,10 +35,13 @@ impl StoreUri {
     /// [`Error`].
     pub fn parse(text: &str) -> Result<Self, Error> {
         let (base, query) = text.split_once('?').unwrap_or((text, ""));
-        let (scheme, authority) = base.split_once("://").unwrap_or(("", base));
-        if authority.is_empty() && scheme.is_empty() {
-            return Err(Error::Authority(text.to_owned()));
-        }
+        let (scheme, authority) = match base.split_once("://") {
+            // Nothing before the colon is no scheme; and what follows would be taken for one when it is written again.
+            Some(("", _)) => return Err(Error::Authority(text.to_owned())),
+            Some(parts) => parts,
+            None if base.is_empty() => return Err(Error::Authority(text.to_owned())),
+            None => ("", base),
+        };
         let mut params = BTreeMap::new();
         for pair in query.split('&') {
             // Without "=" it is not a parameter, and passed over.
@@ -121,6 +124,8 @@ mod tests {
         assert_eq!(StoreUri::parse("ssh://x?a=%2"), Err(Error::Percent("%2".into())));
         assert_eq!(StoreUri::parse("ssh://x?a=%zz"), Err(Error::Percent("%zz".into())));
         assert_eq!(StoreUri::parse("ssh://x?a=%ff"), Err(Error::NotUtf8("%ff".into())));
-        assert!(matches!(StoreUri::parse("?a=b"), Err(Error::Authority(_))));
+        for text in ["?a=b", "", "://", "://host", "://a://b", "://?a=b"] {
+            assert_eq!(StoreUri::parse(text), Err(Error::Authority(text.to_owned())), "{text}");
+        }
     }
 }

@@ -60,6 +60,15 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// Whether there is no connection any more, for whatever reason.
+    pub fn is_broken(&self) -> bool {
+        match self {
+            Self::Broken(_) => true,
+            Self::Process { error, .. } => error.is_broken(),
+            _ => false,
+        }
+    }
+
     /// Whether the other end took too long, for as long as it may be silent or in all.
     pub fn is_too_late(&self) -> bool {
         match self {

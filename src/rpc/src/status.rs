@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use castore::{Digest, Error};
+use castore::{Digest, Error, is_disk_full};
 use store::Error as StoreError;
 use tonic::Status;
 
@@ -35,8 +35,15 @@ pub(crate) fn castore(error: Error) -> Status {
         | Error::BlobTooLarge { .. } => invalid(error),
         // The input of a service is the client's stream, and what broke it is reported by whoever read that.
         Error::Input(_) => Status::aborted(error.to_string()),
+        error if is_disk_full(&error) => full(error),
         error => internal(error),
     }
+}
+
+/// There is no space. Whoever runs the store can do something about it.
+fn full(error: impl Display) -> Status {
+    tracing::error!(%error, "a grpc call failed because the disk is full");
+    Status::resource_exhausted(format!("{error}: the store's disk is full; collect garbage there (nix-store --gc)"))
 }
 
 /// The status for what a store answers about its paths.
@@ -56,6 +63,7 @@ pub(crate) fn paths(error: PathsError) -> Status {
             | StoreError::Nar(_)
             | StoreError::Tree(_),
         ) => invalid(error),
+        PathsError::Store(error) if error.is_disk_full() => full(error),
         PathsError::Store(_) | PathsError::View(_) => internal(error),
     }
 }

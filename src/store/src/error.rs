@@ -13,6 +13,9 @@ pub enum Error {
     /// The index failed.
     #[error(transparent)]
     Index(#[from] castore::index::IndexError),
+    /// A collection or a rewriting of packs failed.
+    #[error(transparent)]
+    Collect(#[from] castore::collect::CollectError),
     /// A file or directory of the state directory could not be used.
     #[error("cannot {action} '{}': {source}", path.display())]
     File {
@@ -169,6 +172,20 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// Making the index anew was interrupted. To go on with half of it would lose the rest.
+    #[error("making the index of this store anew was interrupted; run `castored fsck --rebuild-index` again")]
+    RebuildUnfinished,
+    /// The index could not be made anew.
+    #[error(transparent)]
+    Rebuild(#[from] castore::rebuild::RebuildError),
+    /// A path whose contents are known not to be what they should be.
+    #[error("path '{path}' is quarantined: {reason}")]
+    Quarantined {
+        /// The path (full path).
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A record of the index does not decode.
     #[error("the record of '{key}' in the index is damaged: {reason}")]
     Record {
@@ -182,6 +199,9 @@ pub enum Error {
         "Cannot delete path '{0}' since it is still alive. To find out why, use: nix-store --query --roots and nix-store --query --referrers"
     )]
     Alive(String),
+    /// Who asked for a collection wants no more of it. What had been deleted by then is.
+    #[error("the garbage collection was cancelled")]
+    Cancelled,
     /// The store holds as many paths as the mount can number.
     #[error("no path numbers are left")]
     NumbersExhausted,
@@ -193,6 +213,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>, source: impl Into<std::io::Error>) -> Self {
         Self::File { action, path: path.into(), source: source.into() }
+    }
+
+    /// Whether it comes from a full disk.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        castore::is_disk_full(self)
     }
 
     pub(crate) fn path(store_dir: &nix_compat::store_path::StoreDir, path: &StorePath) -> Self {

@@ -48,7 +48,11 @@ impl StateLock {
             file.seek(SeekFrom::Start(0))?;
             writeln!(file, "{}", std::process::id())
         };
-        write(&mut file).map_err(|e| Error::file("write", &path, e))?;
+        match write(&mut file) {
+            // The lock holds without the number in it.
+            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {}
+            written => written.map_err(|e| Error::file("write", &path, e))?,
+        }
         Ok(Self { _file: file })
     }
 }

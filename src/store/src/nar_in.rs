@@ -259,6 +259,21 @@ impl Store {
         Ok(NewPath { info, node: ingested.node, pin: Some(ingested.pin) })
     }
 
+    /// As [`Store::import_with_info`], for what `dump` writes on a thread of its own.
+    ///
+    /// # Errors
+    /// As there; a failure of `dump` itself comes first.
+    pub fn import_dump_with_info(
+        &self,
+        info: PathInfo,
+        dump: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send,
+    ) -> Result<NewPath> {
+        let ingested = self.ingest_written(dump, NarDigest::new(claims::nar_algorithm(&info), None))?;
+        self.check_claims(&info, &ingested.node, &ingested.nar)?;
+        let info = PathInfo { nar_size: ingested.nar.nar_size, ..info };
+        Ok(NewPath { info, node: ingested.node, pin: Some(ingested.pin) })
+    }
+
     /// The hash of a single file's bytes; `what` names it in the error.
     ///
     /// # Errors

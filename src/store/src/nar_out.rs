@@ -22,6 +22,7 @@ impl Store {
     /// [`Error::NotValid`] before anything is written; failures of the castore or of `out`.
     pub fn write_nar(&self, path: &StorePath, out: &mut dyn Write) -> Result<()> {
         let entry = self.valid_entry(path)?;
+        self.check_readable(path)?;
         self.write_nar_of(&entry.node, out)
     }
 

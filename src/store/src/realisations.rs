@@ -11,11 +11,12 @@ use castore::index::Batch;
 use nix_compat::derivation::OutputName;
 use nix_compat::realisation::{DrvOutput, Realisation};
 use nix_compat::signature::Signature;
-use nix_compat::store_path::StorePath;
+use nix_compat::store_path::{DIGEST_LEN, StorePath};
 use prost::Message;
 
 use crate::derivations::output_paths;
 use crate::error::{Error, Result};
+use crate::records::RecordWriter;
 use crate::register::{MAX_SIGNATURE_LENGTH, MAX_SIGNATURES};
 use crate::store::Store;
 use crate::trust::SignaturePolicy;
@@ -38,6 +39,33 @@ struct Record {
     /// Base name of the derivation, if it names the output.
     #[prost(string, tag = "4")]
     drv_path: String,
+    /// The number that the path has: a path that was deleted and came back is another one. 0 in old rows.
+    #[prost(uint32, tag = "5")]
+    number: u32,
+}
+
+/// The path that a row of the table of realisations names, by its digest, and the number it had.
+pub(crate) fn realised_path(key: &[u8], value: &[u8]) -> Result<([u8; 20], u32)> {
+    let damaged = |reason: String| Error::Record { key: key.iter().map(|b| format!("{b:02x}")).collect(), reason };
+    let record = Record::decode(value).map_err(|e| damaged(e.to_string()))?;
+    let path = StorePath::from_base_name(&record.out_path).map_err(|e| damaged(e.to_string()))?;
+    Ok((path.digest(), record.number))
+}
+
+/// Two rows of the same realisation as one: with the signatures of both, which neither takes back.
+pub(crate) fn merged(one: &[u8], other: &[u8]) -> Option<Vec<u8>> {
+    let (mut one, other) = (Record::decode(one).ok()?, Record::decode(other).ok()?);
+    let room = MAX_SIGNATURES.saturating_sub(one.signatures.len());
+    let new: Vec<String> =
+        other.signatures.into_iter().filter(|signature| !one.signatures.contains(signature)).collect();
+    one.signatures.extend(new.into_iter().take(room));
+    one.signatures.sort_unstable();
+    Some(one.encode_to_vec())
+}
+
+/// The same row for a path that has another number now.
+pub(crate) fn renumbered(value: &[u8], number: u32) -> Option<Vec<u8>> {
+    Some(Record { number, ..Record::decode(value).ok()? }.encode_to_vec())
 }
 
 /// The key of an output: of which kind its name is, the hash or digest in it, the output.
@@ -48,8 +76,27 @@ fn key(id: &DrvOutput) -> Vec<u8> {
     }
 }
 
+/// The output of a [`key`], with the derivation's name from the record.
+fn named(key: &[u8], record: &[u8]) -> Result<DrvOutput> {
+    let damaged = |reason: String| Error::Record { key: String::from_utf8_lossy(key).into_owned(), reason };
+    let output =
+        |bytes: &[u8]| String::from_utf8_lossy(bytes).parse::<OutputName>().map_err(|e| damaged(e.to_string()));
+    match key.split_first() {
+        Some((b'h', rest)) => match rest.split_first_chunk::<32>() {
+            Some((hash, name)) => Ok(DrvOutput::Modulo { hash: *hash, output: output(name)? }),
+            None => Err(damaged("its key is too short".into())),
+        },
+        Some((b'p', rest)) if rest.len() > 20 => {
+            let record = Record::decode(record).map_err(|e| damaged(e.to_string()))?;
+            let drv = StorePath::from_base_name(&record.drv_path).map_err(|e| damaged(e.to_string()))?;
+            Ok(DrvOutput::Path { drv, output: output(&rest[20..])? })
+        }
+        _ => Err(damaged("its key names no output".into())),
+    }
+}
+
 impl Record {
-    fn new(realisation: &Realisation) -> Self {
+    fn new(realisation: &Realisation, number: u32) -> Self {
         let drv_path = match &realisation.id {
             DrvOutput::Path { drv, .. } => drv.to_string(),
             DrvOutput::Modulo { .. } => String::new(),
@@ -59,6 +106,7 @@ impl Record {
             signatures: realisation.signatures.iter().map(Signature::to_string).collect(),
             dependencies: realisation.dependencies.iter().map(|(id, p)| (id.to_string(), p.to_string())).collect(),
             drv_path,
+            number,
         }
     }
 
@@ -107,6 +155,28 @@ impl Store {
         Ok(Record::read(&bytes, &by_hash)?.map(|found| Realisation::new(id.clone(), found.out_path)))
     }
 
+    /// All realisations, each under the name it was registered with.
+    ///
+    /// # Errors
+    /// When the index cannot be read or a record is damaged.
+    pub fn all_realisations(&self) -> Result<Vec<Realisation>> {
+        let mut realisations = Vec::new();
+        let mut failure = None;
+        self.index().scan_prefix(&self.tables.realisations, &[], &mut |key, value| match named(key, value)
+            .and_then(|id| Record::read(value, &id))
+        {
+            Ok(found) => {
+                realisations.extend(found);
+                ControlFlow::Continue(())
+            }
+            Err(error) => {
+                failure = Some(error);
+                ControlFlow::Break(())
+            }
+        })?;
+        failure.map_or(Ok(realisations), Err)
+    }
+
     /// Registers what an output turned out to be. Known already, it gets the new signatures.
     ///
     /// # Errors
@@ -118,8 +188,8 @@ impl Store {
         {
             return Err(Error::UntrustedRealisation(new.id.to_string()));
         }
-        let _changing = self.changing.lock();
-        self.valid_entry(&new.out_path)?;
+        let mut changing = self.changing.lock();
+        let number = self.valid_entry(&new.out_path)?.number;
         let key = key(&new.id);
         let mut merged = new.clone();
         if let Some(bytes) = self.index().get(&self.tables.realisations, &key)?
@@ -139,23 +209,42 @@ impl Store {
         check_size(&merged)?;
         let mut batch = Batch::default();
         batch.put(self.tables.realised, &[&merged.out_path.digest()[..], &key].concat(), Vec::new());
-        batch.put(self.tables.realisations, &key, Record::new(&merged).encode_to_vec());
-        self.commit(batch)
+        let row = Record::new(&merged, number).encode_to_vec();
+        let mut records = RecordWriter::new(self);
+        records.realisation(&key, &row)?;
+        batch.put(self.tables.realisations, &key, row);
+        changing.count_realisation();
+        records.commit(self, batch)?;
+        drop(changing);
+        self.registered()
     }
 
-    /// Adds to `batch` what removes the realisations of a path that is deleted.
-    pub(crate) fn remove_realisations(&self, path: &StorePath, batch: &mut Batch) -> Result<()> {
-        let digest = path.digest();
+    /// Whether any path has a realisation. In most stores none has, and a look is what a search for each would cost.
+    pub(crate) fn has_realisations(&self) -> Result<bool> {
+        let mut any = false;
+        self.index().scan_prefix(&self.tables.realised, &[], &mut |_, _| {
+            any = true;
+            ControlFlow::Break(())
+        })?;
+        Ok(any)
+    }
+
+    /// The keys of the realisations of a path, in the table that has them by path.
+    pub(crate) fn realisation_keys(&self, path: &StorePath) -> Result<Vec<Vec<u8>>> {
         let mut keys = Vec::new();
-        self.index().scan_prefix(&self.tables.realised, &digest, &mut |key, _| {
+        self.index().scan_prefix(&self.tables.realised, &path.digest(), &mut |key, _| {
             keys.push(key.to_vec());
             ControlFlow::Continue(())
         })?;
+        Ok(keys)
+    }
+
+    /// Adds to `batch` what removes the realisations with these keys, because their path is deleted.
+    pub(crate) fn remove_realisations(&self, keys: &[Vec<u8>], batch: &mut Batch) {
         for key in keys {
-            batch.delete(self.tables.realisations, &key[digest.len()..]);
-            batch.delete(self.tables.realised, &key);
+            batch.delete(self.tables.realisations, &key[DIGEST_LEN..]);
+            batch.delete(self.tables.realised, key);
         }
-        Ok(())
     }
 
     /// The outputs of a valid derivation with their paths, as far as these are known: from the derivation itself, or

@@ -64,6 +64,66 @@ struct PathOnly {
     base_name: String,
 }
 
+/// What a walk over the reference graph needs of a record. The texts are taken as bytes, which protobuf writes alike, so
+/// that none of them is copied.
+#[derive(Clone, PartialEq, Message)]
+struct EdgesOnly {
+    #[prost(bytes = "bytes", tag = "1")]
+    base_name: Bytes,
+    #[prost(uint32, tag = "3")]
+    number: u32,
+    #[prost(bytes = "bytes", repeated, tag = "6")]
+    references: Vec<Bytes>,
+    #[prost(bytes = "bytes", tag = "7")]
+    deriver: Bytes,
+}
+
+/// A path's place in the reference graph.
+#[derive(Debug)]
+pub(crate) struct Edges {
+    /// The digest of its hash part.
+    pub(crate) digest: [u8; 20],
+    /// What follows the hash part in its base name.
+    pub(crate) name: String,
+    /// Its number in the mount.
+    pub(crate) number: u32,
+    /// The digests of what it refers to.
+    pub(crate) references: Vec<[u8; 20]>,
+    /// The digest of what it was built from.
+    pub(crate) deriver: Option<[u8; 20]>,
+}
+
+impl Edges {
+    /// Reads a record; `key` names it in the error.
+    ///
+    /// # Errors
+    /// [`Error::Record`] when the bytes are not what [`Entry::encode`] writes.
+    pub(crate) fn decode(key: &[u8], bytes: &[u8]) -> Result<Self> {
+        Self::try_decode(bytes).map_err(|reason| damaged(key, reason))
+    }
+
+    fn try_decode(bytes: &[u8]) -> Result<Self, String> {
+        let record = EdgesOnly::decode(Bytes::copy_from_slice(bytes)).map_err(|e| e.to_string())?;
+        let (digest, name) = split(&record.base_name)?;
+        if record.number == 0 {
+            return Err("the path has no number".into());
+        }
+        Ok(Self {
+            digest,
+            name: name.to_owned(),
+            number: record.number,
+            references: record.references.iter().map(|r| Ok(split(r)?.0)).collect::<Result<_, String>>()?,
+            deriver: if record.deriver.is_empty() { None } else { Some(split(&record.deriver)?.0) },
+        })
+    }
+}
+
+/// The digest and the name in a base name.
+fn split(base_name: &[u8]) -> Result<([u8; 20], &str), String> {
+    let text = std::str::from_utf8(base_name).map_err(|e| e.to_string())?;
+    StorePath::split(text).map_err(|e| e.to_string())
+}
+
 /// The base name in a record; `key` names it in the error.
 ///
 /// # Errors
@@ -72,7 +132,8 @@ pub(crate) fn base_name(key: &[u8], bytes: &[u8]) -> Result<String> {
     PathOnly::decode(bytes).map(|record| record.base_name).map_err(|e| damaged(key, e.to_string()))
 }
 
-fn damaged(key: &[u8], reason: String) -> Error {
+/// The error for a record whose key this is.
+pub(crate) fn damaged(key: &[u8], reason: String) -> Error {
     Error::Record { key: key.iter().map(|b| format!("{b:02x}")).collect(), reason }
 }
 

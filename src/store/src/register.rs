@@ -18,6 +18,7 @@ use crate::derivations::output_paths;
 use crate::error::{Error, Result};
 use crate::nar_in::Pin;
 use crate::record::Entry;
+use crate::records::RecordWriter;
 use crate::store::{META_NEXT_NUMBER, Store};
 use crate::view::StoreEvent;
 
@@ -42,21 +43,38 @@ pub struct NewPath {
 /// Hands out path numbers.
 ///
 /// The mount derives inode numbers from them and the kernel remembers those longer than a crash of ours, so a
-/// number must never come twice: each is reserved durably before it is used.
+/// number must never come twice: each is reserved durably before it is used. They grow, so whoever deletes paths finds
+/// what has been registered since it looked.
 #[derive(Debug)]
 pub(crate) struct Numbers {
     next: u32,
     reserved: u32,
+    /// How many realisations were registered.
+    realisations: u64,
 }
 
 impl Numbers {
     pub(crate) fn starting_at(next: u32) -> Self {
-        Self { next, reserved: next }
+        Self { next, reserved: next, realisations: 0 }
+    }
+
+    /// The number of the path that is registered next: all that are valid have smaller ones.
+    pub(crate) fn next(&self) -> u32 {
+        self.next
+    }
+
+    /// Changes with each registration of a realisation.
+    pub(crate) fn realisations(&self) -> u64 {
+        self.realisations
+    }
+
+    pub(crate) fn count_realisation(&mut self) {
+        self.realisations += 1;
     }
 }
 
 impl Store {
-    fn take_number(&self, numbers: &mut Numbers) -> Result<u32> {
+    pub(crate) fn take_number(&self, numbers: &mut Numbers) -> Result<u32> {
         if numbers.next == numbers.reserved {
             let reserved = numbers.reserved.checked_add(NUMBER_RESERVE).ok_or(Error::NumbersExhausted)?;
             let mut batch = Batch::default();
@@ -74,7 +92,7 @@ impl Store {
     /// A path that is valid already keeps its record; new signatures are added to it, and `ultimate` is not
     /// taken back. References must be valid or among the paths. The outputs of a derivation are verified.
     ///
-    /// Durability follows within 100 ms, or at the next [`Store::sync`].
+    /// Durability follows as [`Durability`](crate::Durability) says, or at the next [`Store::sync`].
     ///
     /// # Errors
     /// [`Error::InvalidReference`], [`Error::Derivation`], [`Error::ContentAddressMismatch`] for a content address that
@@ -97,8 +115,12 @@ impl Store {
         {
             let mut numbers = self.changing.lock();
             let mut batch = Batch::default();
+            let mut records = RecordWriter::new(self);
             for new in &paths {
-                self.add_to_batch(new.clone(), &offered, &mut numbers, &mut batch, &mut events)?;
+                let entry = self.add_to_batch(new.clone(), &offered, &mut numbers, &mut batch, &mut events)?;
+                let row = entry.encode();
+                records.path(&row)?;
+                batch.put(self.tables.paths, &entry.info.path.digest(), row);
             }
             for (drv_path, derivation) in &outputs {
                 for (name, output) in output_paths(&derivation.basic) {
@@ -106,12 +128,12 @@ impl Store {
                     batch.put(self.tables.derivers, &key, name.as_str().to_owned());
                 }
             }
-            self.commit(batch)?;
+            records.commit(self, batch)?;
         }
         // The pins in `paths` may go from here on.
         drop(paths);
         self.publish(&events);
-        Ok(())
+        self.registered()
     }
 
     fn add_to_batch(
@@ -121,7 +143,7 @@ impl Store {
         numbers: &mut Numbers,
         batch: &mut Batch,
         events: &mut Vec<StoreEvent>,
-    ) -> Result<()> {
+    ) -> Result<Entry> {
         let NewPath { mut info, node, pin: _ } = new;
         let digest = info.path.digest();
         let entry = match self.entry_by_digest(&digest)? {
@@ -155,8 +177,7 @@ impl Store {
                 Entry { info, node, number }
             }
         };
-        batch.put(self.tables.paths, &digest, entry.encode());
-        Ok(())
+        Ok(entry)
     }
 
     /// Adds signatures to a valid path.
@@ -164,13 +185,18 @@ impl Store {
     /// # Errors
     /// [`Error::NotValid`], [`Error::SignatureTooLong`], [`Error::TooManySignatures`].
     pub fn add_signatures(&self, path: &StorePath, signatures: impl IntoIterator<Item = Signature>) -> Result<()> {
-        let _changing = self.changing.lock();
+        let changing = self.changing.lock();
         let mut entry = self.valid_entry(path)?;
         entry.info.signatures.extend(signatures);
         self.check_signature_sizes(path, &entry.info.signatures)?;
+        let row = entry.encode();
+        let mut records = RecordWriter::new(self);
+        records.path(&row)?;
         let mut batch = Batch::default();
-        batch.put(self.tables.paths, &path.digest(), entry.encode());
-        self.commit(batch)
+        batch.put(self.tables.paths, &path.digest(), row);
+        records.commit(self, batch)?;
+        drop(changing);
+        self.registered()
     }
 
     fn check_signature_sizes(&self, path: &StorePath, signatures: &BTreeSet<Signature>) -> Result<()> {

@@ -2,24 +2,26 @@
 //!
 //! They are found where stock tools put them: symlinks below `<state>/gcroots` and `<state>/profiles` (direct,
 //! or one step away through `gcroots/auto`), the temporary roots of connections, and what running processes
-//! have open, mapped or in their environment.
+//! have open, mapped or in their environment ([`processes`]).
 
-use std::ffi::OsStr;
+mod processes;
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix_compat::hash::{Algorithm, Hasher};
 use nix_compat::store_path::{StoreDir, StorePath};
 
 use crate::error::{Error, Result};
-use crate::store::Store;
+use crate::store::{Store, sync_dir};
 use crate::temp_roots;
 
-/// Bytes read of one process's environment or maps.
-const MAX_PROC_FILE: u64 = 16 << 20;
+pub use processes::{FileId, Recognise};
 
 /// A root and what it keeps alive.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,32 +34,89 @@ pub struct GcRoot {
     pub private: bool,
 }
 
+/// What whoever looks for roots may want to know beside them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RootNote {
+    /// A root that keeps nothing, since the path is not valid.
+    Invalid {
+        /// Where it was found.
+        link: PathBuf,
+        /// The path, in full.
+        path: String,
+    },
+    /// A link in `gcroots/auto` to a root that is gone was removed.
+    StaleLink {
+        /// The link.
+        link: PathBuf,
+        /// Where it pointed to.
+        target: PathBuf,
+    },
+    /// The temporary roots of a dead process were removed.
+    StaleTemporary(PathBuf),
+}
+
+/// In stock's words.
+impl fmt::Display for RootNote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Invalid { link, path } => write!(f, "skipping invalid root from {link:?} to {path:?}"),
+            Self::StaleLink { link, target } => write!(f, "removing stale link from {link:?} to {target:?}"),
+            Self::StaleTemporary(file) => write!(f, "removing stale temporary roots file {file:?}"),
+        }
+    }
+}
+
 impl Store {
-    /// All roots, in the order of their links. Broken links in `gcroots/auto` are removed on the way.
+    /// All roots, with nobody to be told more.
     ///
     /// # Errors
-    /// When a roots directory cannot be read for other reasons than that it went away or is closed to us: a collection
-    /// must not go on without it.
+    /// Those of [`Store::find_roots_noting`].
     pub fn find_roots(&self) -> Result<Vec<GcRoot>> {
-        let mut roots = Vec::new();
+        self.find_roots_noting(&mut |_| {})
+    }
+
+    /// All roots, in the order of their links: those of valid paths, and all temporary ones, which may come before their
+    /// paths. Broken links in `gcroots/auto` are removed on the way.
+    ///
+    /// # Errors
+    /// When a roots directory, or what a process uses, cannot be read for other reasons than that it went away or is
+    /// closed to us: a collection must not go on without it.
+    pub fn find_roots_noting(&self, note: &mut dyn FnMut(RootNote)) -> Result<Vec<GcRoot>> {
+        let mut found = Vec::new();
         for dir in ["gcroots", "profiles"] {
-            self.roots_below(self.state_dir().join(dir), &mut roots)?;
+            self.roots_below(self.state_dir().join(dir), &mut found, note)?;
+        }
+        let mut roots = Vec::with_capacity(found.len());
+        for root in found {
+            if self.is_valid(&root.path)? {
+                roots.push(root);
+            } else {
+                let link = PathBuf::from(OsString::from_vec(root.link));
+                note(RootNote::Invalid { link, path: self.store_dir().display(&root.path) });
+            }
+        }
+        let mut used = Vec::new();
+        processes::Search::new(self, &mut used).run()?;
+        for root in used {
+            if self.is_valid(&root.path)? {
+                roots.push(root);
+            }
         }
         let pid = std::process::id();
         for path in self.temp_roots.snapshot() {
             roots.push(GcRoot { link: format!("{{temp:{pid}}}").into_bytes(), path, private: true });
         }
-        for (process, path) in temp_roots::others(self.temp_roots.dir(), self.store_dir())? {
+        let mut stale = |file| note(RootNote::StaleTemporary(file));
+        for (process, path) in temp_roots::others(self.temp_roots.dir(), self.store_dir(), &mut stale)? {
             roots.push(GcRoot { link: format!("{{temp:{process}}}").into_bytes(), path, private: true });
         }
-        runtime_roots(self.store_dir(), &mut roots);
         roots.sort();
         roots.dedup();
         Ok(roots)
     }
 
     /// Only real directories are entered, so there is no loop, and no depth at which roots would not count.
-    fn roots_below(&self, top: PathBuf, roots: &mut Vec<GcRoot>) -> Result<()> {
+    fn roots_below(&self, top: PathBuf, roots: &mut Vec<GcRoot>, note: &mut dyn FnMut(RootNote)) -> Result<()> {
         let mut waiting = vec![top];
         while let Some(dir) = waiting.pop() {
             let Some(entries) = unless_hidden("read", &dir, fs::read_dir(&dir))? else { continue };
@@ -68,8 +127,10 @@ impl Store {
                 if kind.is_dir() {
                     waiting.push(path);
                 } else if kind.is_symlink() {
-                    self.root_from_link(&path, roots)?;
-                } else if let Some(path_of_name) = path.file_name().and_then(base_name) {
+                    self.root_from_link(&path, roots, note)?;
+                } else if kind.is_file()
+                    && let Some(path_of_name) = path.file_name().and_then(base_name)
+                {
                     roots.push(GcRoot { link: shown(&path), path: path_of_name, private: false });
                 }
             }
@@ -77,7 +138,7 @@ impl Store {
         Ok(())
     }
 
-    fn root_from_link(&self, link: &Path, roots: &mut Vec<GcRoot>) -> Result<()> {
+    fn root_from_link(&self, link: &Path, roots: &mut Vec<GcRoot>, note: &mut dyn FnMut(RootNote)) -> Result<()> {
         let target = match fs::read_link(link) {
             // It is no link any more.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(()),
@@ -88,7 +149,7 @@ impl Store {
             roots.push(GcRoot { link: shown(link), path, private: false });
             return Ok(());
         }
-        let target = link.parent().unwrap_or(link).join(target);
+        let target = lexical(&link.parent().unwrap_or(link).join(target));
         match fs::symlink_metadata(&target) {
             Ok(meta) if meta.file_type().is_symlink() => {
                 if let Ok(second) = fs::read_link(&target)
@@ -101,6 +162,7 @@ impl Store {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 if link.starts_with(self.auto_roots()) {
                     tracing::info!(link = %link.display(), "removing a stale link to a root that is gone");
+                    note(RootNote::StaleLink { link: link.to_owned(), target });
                     let _ = fs::remove_file(link);
                 }
             }
@@ -112,6 +174,11 @@ impl Store {
 
     fn auto_roots(&self) -> PathBuf {
         self.state_dir().join("gcroots/auto")
+    }
+
+    /// From now on, files that processes use are known by what `recognise` says of them, too.
+    pub fn recognise_files(&self, recognise: Recognise) {
+        *self.recognise.write() = Some(recognise);
     }
 
     /// Registers `link`, a symlink into the store that a client made (or is about to make), as an indirect
@@ -187,7 +254,22 @@ fn replace_link(link: &Path, target: &Path) -> Result<()> {
     let temporary = PathBuf::from(temporary);
     let _ = fs::remove_file(&temporary);
     std::os::unix::fs::symlink(target, &temporary).map_err(|e| Error::file("create", &temporary, e))?;
-    fs::rename(&temporary, link).map_err(|e| Error::file("create", link, e))
+    fs::rename(&temporary, link).map_err(|e| Error::file("create", link, e))?;
+    // A root that was acknowledged is there after a crash, as what it keeps is.
+    link.parent().map_or(Ok(()), sync_dir)
+}
+
+/// An absolute path without `.` and `..`, as stock has it: by its text, whatever links there are on the way.
+fn lexical(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => drop(plain.pop()),
+            other => plain.push(other),
+        }
+    }
+    plain
 }
 
 /// A path as clients see it.
@@ -202,52 +284,4 @@ fn base_name(name: &OsStr) -> Option<StorePath> {
 /// The store path that `path` is or lies below.
 fn in_store(store_dir: &StoreDir, path: &OsStr) -> Option<StorePath> {
     store_dir.to_store_path(path.to_str()?).ok().map(|(path, _)| path)
-}
-
-/// What running processes use. Processes that go away or may not be looked at are passed over.
-fn runtime_roots(store_dir: &StoreDir, roots: &mut Vec<GcRoot>) {
-    let Ok(processes) = fs::read_dir("/proc") else { return };
-    for process in processes.flatten() {
-        if !process.file_name().as_bytes().iter().all(u8::is_ascii_digit) {
-            continue;
-        }
-        let dir = process.path();
-        for name in ["exe", "cwd", "root"] {
-            link_root(store_dir, &dir.join(name), roots);
-        }
-        for fd in fs::read_dir(dir.join("fd")).into_iter().flatten().flatten() {
-            link_root(store_dir, &fd.path(), roots);
-        }
-        for name in ["maps", "environ"] {
-            text_roots(store_dir, &dir.join(name), roots);
-        }
-    }
-    for name in ["modprobe", "fbsplash", "poweroff_cmd"] {
-        text_roots(store_dir, &Path::new("/proc/sys/kernel").join(name), roots);
-    }
-}
-
-fn link_root(store_dir: &StoreDir, link: &Path, roots: &mut Vec<GcRoot>) {
-    if let Ok(target) = fs::read_link(link)
-        && let Some(path) = in_store(store_dir, target.as_os_str())
-    {
-        roots.push(GcRoot { link: shown(link), path, private: true });
-    }
-}
-
-/// Store paths that stand in a text, e.g. in a process's environment.
-fn text_roots(store_dir: &StoreDir, file: &Path, roots: &mut Vec<GcRoot>) {
-    let mut text = Vec::new();
-    if fs::File::open(file).and_then(|f| f.take(MAX_PROC_FILE).read_to_end(&mut text)).is_err() {
-        return;
-    }
-    let prefix = format!("{}/", store_dir.as_str()).into_bytes();
-    let mut rest = &text[..];
-    while let Some(at) = rest.windows(prefix.len()).position(|window| window == prefix) {
-        rest = &rest[at + prefix.len()..];
-        let end = rest.iter().position(|b| !b.is_ascii_alphanumeric() && !b"+-._?=".contains(b)).unwrap_or(rest.len());
-        if let Some(path) = base_name(&std::ffi::OsString::from_vec(rest[..end].to_vec())) {
-            roots.push(GcRoot { link: shown(file), path, private: true });
-        }
-    }
 }

@@ -1,6 +1,7 @@
 //! The store itself: opening it, and the questions asked of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,15 +16,18 @@ use crate::derivations::DerivationCache;
 use crate::entries::EntryCache;
 use crate::error::{Error, Result};
 use crate::lock::StateLock;
+use crate::quarantine::Quarantine;
 use crate::record::{self, Entry};
+use crate::roots::Recognise;
+use crate::space::Space;
+use crate::space::auto::Watch;
+use crate::space::reserve::{Reserve, pack_size};
 use crate::sweep::Sweeper;
 use crate::temp_roots::{Registry, TEMP_ROOTS, TempRoots};
 use crate::view::{StoreEvent, Subscriber};
 
 /// Version of the store's own tables, in the meta table. A newer one is refused.
 const SCHEMA: &str = "1";
-/// Decoded blocks kept in memory unless configured otherwise.
-const DEFAULT_CACHE_BYTES: u64 = 64 << 20;
 
 /// Where a store lives.
 #[derive(Clone, Debug)]
@@ -32,15 +36,28 @@ pub struct Config {
     pub store_dir: StoreDir,
     /// The state directory, e.g. `/nix/var/nix`; ours is the directory `castored` in it.
     pub state_dir: PathBuf,
-    /// Bytes of decoded blocks kept in memory.
-    pub cache_bytes: u64,
+    /// How the castore shares out memory, and how long its packs get.
+    pub engine: Options,
+    /// When a registration is durable.
+    pub durability: Durability,
 }
 
 impl Config {
-    /// A store with the default cache.
+    /// A store with the defaults.
     pub fn new(store_dir: StoreDir, state_dir: impl Into<PathBuf>) -> Self {
-        Self { store_dir, state_dir: state_dir.into(), cache_bytes: DEFAULT_CACHE_BYTES }
+        let (engine, durability) = (Options::default(), Durability::default());
+        Self { store_dir, state_dir: state_dir.into(), engine, durability }
     }
+}
+
+/// When what is registered is durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Within 100 ms, together with what others register, and at every durable point ([`Store::sync`]).
+    #[default]
+    Grouped,
+    /// Before the registration is answered. Those that come at the same time share the disk's sync.
+    Immediate,
 }
 
 /// The store's tables in the index.
@@ -58,16 +75,44 @@ pub(crate) struct Tables {
     pub(crate) realisations: Table,
     /// Digest of a path + key of one of its realisations → nothing.
     pub(crate) realised: Table,
+    /// Digest of a path that is damaged and could not be repaired → what is wrong, see [`crate::quarantine`].
+    pub(crate) quarantine: Table,
     /// Names → values, see the keys below.
     pub(crate) meta: Table,
+}
+
+impl Tables {
+    fn open(index: &Index) -> Result<Self> {
+        Ok(Self {
+            paths: index.table("paths")?,
+            referrers: index.table("referrers")?,
+            derivers: index.table("derivers")?,
+            numbers: index.table("numbers")?,
+            realisations: index.table("realisations")?,
+            realised: index.table("realised")?,
+            quarantine: index.table("quarantine")?,
+            meta: index.table("meta")?,
+        })
+    }
 }
 
 pub(crate) const META_SCHEMA: &[u8] = b"schema";
 pub(crate) const META_STORE_DIR: &[u8] = b"store-dir";
 /// Numbers below this one may be in use.
 pub(crate) const META_NEXT_NUMBER: &[u8] = b"next-number";
+/// There once every path and realisation has a record in the packs, see [`crate::records`].
+pub(crate) const META_RECORDS: &[u8] = b"records";
+/// Digest of the record that says which paths there are.
+pub(crate) const META_CHECKPOINT: &[u8] = b"checkpoint";
 /// There while paths were deleted and their objects perhaps not yet, see [`crate::sweep`].
 pub(crate) const META_SWEEP: &[u8] = b"sweep";
+/// What the last sweep did, see [`crate::sweep::LastSweep`].
+pub(crate) const META_LAST_SWEEP: &[u8] = b"last-sweep";
+
+/// Makes the names in `dir` durable.
+pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| Error::file("sync", dir, e))
+}
 
 /// A Nix store over a castore.
 pub struct Store {
@@ -82,7 +127,14 @@ pub struct Store {
     pub(crate) derivations: DerivationCache,
     entries: EntryCache,
     pub(crate) sweeper: Sweeper,
+    pub(crate) reserve: Reserve,
+    pub(crate) for_opening: Reserve,
+    /// The water marks' business.
+    pub(crate) watch: Watch,
+    pub(crate) quarantine: Quarantine,
     subscribers: RwLock<Vec<Subscriber>>,
+    /// How files are recognised that processes see through the mount.
+    pub(crate) recognise: RwLock<Option<Recognise>>,
     /// Last, so that it is released when everything above is closed.
     _lock: StateLock,
 }
@@ -100,22 +152,40 @@ impl Store {
     /// [`Error::InUse`] when another process has it open, [`Error::WrongStoreDir`] when it was made for
     /// another store directory, and whatever the castore says.
     pub fn open(config: Config) -> Result<Arc<Self>> {
+        let store = Self::open_unswept(config)?;
+        if store.index().get(&store.tables.meta, castore::rebuild::UNFINISHED)?.is_some() {
+            return Err(Error::RebuildUnfinished);
+        }
+        Sweeper::start(&store)?;
+        Ok(store)
+    }
+
+    /// The same, but nothing is swept, and it may be a store whose index is being made anew.
+    pub(crate) fn open_unswept(config: Config) -> Result<Arc<Self>> {
         let dir = config.state_dir.join("castored");
         std::fs::create_dir_all(&dir).map_err(|e| Error::file("create", &dir, e))?;
         let lock = StateLock::acquire(&dir)?;
-        let engine = Engine::open(&dir, Options { cache_bytes: config.cache_bytes, ..Options::default() })?;
-        let index = engine.index();
-        let tables = Tables {
-            paths: index.table("paths")?,
-            referrers: index.table("referrers")?,
-            derivers: index.table("derivers")?,
-            numbers: index.table("numbers")?,
-            realisations: index.table("realisations")?,
-            realised: index.table("realised")?,
-            meta: index.table("meta")?,
+        // Names made above are durable like what is in them. (That of the state directory is its maker's business.)
+        sync_dir(&config.state_dir)?;
+        Self::open_locked(config, lock)
+    }
+
+    pub(crate) fn open_locked(config: Config, lock: StateLock) -> Result<Arc<Self>> {
+        let dir = config.state_dir.join("castored");
+        let (reserve, for_opening) = (Reserve::for_collections(&dir), Reserve::for_opening(&dir));
+        let seal_at = config.engine.seal_at.min(pack_size(Space::of(&dir)?));
+        let options = Options { seal_at, ..config.engine.clone() };
+        let open = || Engine::open(&dir, options.clone());
+        let engine = match open() {
+            // To open the index may take space as well.
+            Err(error) if castore::is_disk_full(&error) && for_opening.give_up() => open()?,
+            opened => opened?,
         };
+        let index = engine.index();
+        let tables = Tables::open(index)?;
         let next = Self::check_meta(index, &tables, &config.store_dir)?;
         let temp_roots = Arc::new(Registry::new(config.state_dir.join(TEMP_ROOTS)));
+        let quarantine = Quarantine::read(index, &tables)?;
         let store = Arc::new(Self {
             config,
             tables,
@@ -125,11 +195,16 @@ impl Store {
             derivations: DerivationCache::default(),
             entries: EntryCache::default(),
             sweeper: Sweeper::default(),
+            reserve,
+            for_opening,
+            watch: Watch::default(),
+            quarantine,
             subscribers: RwLock::default(),
+            recognise: RwLock::default(),
             engine,
             _lock: lock,
         });
-        Sweeper::start(&store)?;
+        store.make_reserves();
         Ok(store)
     }
 
@@ -153,6 +228,7 @@ impl Store {
             let mut batch = Batch::default();
             batch.put(tables.meta, META_STORE_DIR, store_dir.as_str().to_owned());
             batch.put(tables.meta, META_SCHEMA, SCHEMA);
+            batch.put(tables.meta, META_RECORDS, "1");
             index.commit(batch)?;
         }
         let next = get(META_NEXT_NUMBER)?.and_then(|n| n.parse().ok());
@@ -186,6 +262,14 @@ impl Store {
         Ok(self.engine.sync()?)
     }
 
+    /// What ends every registration: makes it durable if that is what is configured.
+    pub(crate) fn registered(&self) -> Result<()> {
+        match self.config.durability {
+            Durability::Grouped => Ok(()),
+            Durability::Immediate => self.sync(),
+        }
+    }
+
     /// A new set of temporary roots, for a connection or a build.
     pub fn new_temp_roots(&self) -> TempRoots {
         TempRoots::new(self.temp_roots.clone(), self.config.store_dir.clone())
@@ -213,10 +297,15 @@ impl Store {
         })
     }
 
-    /// Commits a change. Every change of path records goes through here.
+    /// Commits a change. Every change of path records goes through here, or through [`Store::commit_by`].
     pub(crate) fn commit(&self, batch: Batch) -> Result<()> {
+        self.commit_by(batch, |batch| Ok(self.index().commit(batch)?))
+    }
+
+    /// Commits a change in the way that `commit` says.
+    pub(crate) fn commit_by(&self, batch: Batch, commit: impl FnOnce(Batch) -> Result<()>) -> Result<()> {
         let changed: Vec<[u8; 20]> = batch.keys(self.tables.paths).filter_map(|key| key.try_into().ok()).collect();
-        self.index().commit(batch)?;
+        commit(batch)?;
         changed.iter().for_each(|digest| self.entries.forget(digest));
         Ok(())
     }
@@ -255,6 +344,13 @@ impl Store {
     /// When the index cannot be read.
     pub fn path_from_hash_part(&self, digest: &[u8; 20]) -> Result<Option<StorePath>> {
         Ok(self.entry_by_digest(digest)?.map(|entry| entry.info.path.clone()))
+    }
+
+    /// The valid path that has this number in the mount.
+    pub(crate) fn path_of_number(&self, number: u32) -> Result<Option<StorePath>> {
+        let digest = self.index().get(&self.tables.numbers, &number.to_be_bytes())?;
+        let Some(digest) = digest.and_then(|digest| <[u8; 20]>::try_from(&digest[..]).ok()) else { return Ok(None) };
+        Ok(self.entry_by_digest(&digest)?.filter(|entry| entry.number == number).map(|entry| entry.info.path.clone()))
     }
 
     /// Calls `each` for every valid path until it breaks.
@@ -344,11 +440,8 @@ impl Store {
     }
 
     pub(crate) fn publish(&self, events: &[StoreEvent]) {
-        let subscribers = self.subscribers.read();
-        for event in events {
-            for subscriber in subscribers.iter() {
-                subscriber(event);
-            }
+        if !events.is_empty() {
+            self.subscribers.read().iter().for_each(|subscriber| subscriber(events));
         }
     }
 }

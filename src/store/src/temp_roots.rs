@@ -70,12 +70,6 @@ impl Registry {
         Collecting(Arc::clone(self))
     }
 
-    /// Those of `paths` that are temporary roots.
-    pub(crate) fn held_among<'a>(&self, paths: impl Iterator<Item = &'a StorePath>) -> Vec<StorePath> {
-        let state = self.state.lock();
-        paths.filter(|path| state.holds(path)).cloned().collect()
-    }
-
     /// Calls `act` unless one of `paths` is a temporary root; else says which are. None can become one in between.
     pub(crate) fn unless_held<'a, T>(
         &self,
@@ -232,7 +226,10 @@ mod tests {
         // A collector that can lock the file may take it for that of a dead process.
         let second = std::fs::File::open(&file).unwrap();
         assert!(second.try_lock().is_err());
-        assert!(others(dir.path(), &StoreDir::default()).unwrap().is_empty(), "the daemon's own are in memory");
+        assert!(
+            others(dir.path(), &StoreDir::default(), &mut |_| {}).unwrap().is_empty(),
+            "the daemon's own are in memory"
+        );
         drop(roots);
         assert!(files().is_empty());
     }
@@ -247,7 +244,9 @@ mod tests {
         std::fs::write(&dead, &text).unwrap();
         let process = std::fs::File::open(&alive).unwrap();
         process.lock().unwrap();
-        let found = others(dir.path(), &StoreDir::default()).unwrap();
+        let mut removed = Vec::new();
+        let found = others(dir.path(), &StoreDir::default(), &mut |file| removed.push(file)).unwrap();
+        assert_eq!(removed, std::slice::from_ref(&dead));
         assert_eq!(found, [("4711".to_owned(), path("a"))]);
         assert!(alive.exists() && !dead.exists());
     }

@@ -43,11 +43,12 @@ pub enum StoreEvent {
     },
 }
 
-/// Told of every [`StoreEvent`], in the order in which the changes became visible for one name.
+/// Told of every [`StoreEvent`], in the order in which the changes became visible for one name; what changed at once is
+/// told at once.
 ///
 /// Called on the thread that made the change, before that change is answered to the client and with no lock of the
 /// store held: a subscriber may read the view, and whatever it makes visible is visible when the client hears "done".
-pub type Subscriber = Arc<dyn Fn(&StoreEvent) + Send + Sync>;
+pub type Subscriber = Arc<dyn Fn(&[StoreEvent]) + Send + Sync>;
 
 /// The filesystem the store's data lies on, as `statvfs` tells it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -28,14 +28,20 @@ impl StoreView for Store {
 
     fn lookup(&self, base_name: &str) -> Result<Option<Root>, ViewError> {
         let Ok(path) = StorePath::from_base_name(base_name) else { return Ok(None) };
-        Ok(self.shared_entry(&path).map_err(storage)?.map(root))
+        let Some(entry) = self.shared_entry(&path).map_err(storage)? else { return Ok(None) };
+        self.check_readable(&path).map_err(storage)?;
+        Ok(Some(root(entry)))
     }
 
     fn by_number(&self, number: u32) -> Result<Option<Root>, ViewError> {
         let digest =
             self.index().get(&self.tables.numbers, &number.to_be_bytes()).map_err(|e| storage(Error::from(e)))?;
         let Some(digest) = digest.and_then(|d| <[u8; 20]>::try_from(&d[..]).ok()) else { return Ok(None) };
-        Ok(self.entry_by_digest(&digest).map_err(storage)?.filter(|entry| entry.number == number).map(root))
+        let entry = self.entry_by_digest(&digest).map_err(storage)?.filter(|entry| entry.number == number);
+        if let Some(entry) = &entry {
+            self.check_readable(&entry.info.path).map_err(storage)?;
+        }
+        Ok(entry.map(root))
     }
 
     fn list(&self, mut after: u32, limit: usize) -> Result<Vec<Root>, ViewError> {

@@ -32,7 +32,7 @@ const MAX_CLOSURE: usize = 200_000;
 const MAX_ROUNDS: usize = 100;
 
 /// Contents on their way, or there but not registered by all who wait for them.
-type Landing = OnceCell<NewPath>;
+pub(crate) type Landing = OnceCell<NewPath>;
 
 /// All of them, by what is claimed of them.
 #[derive(Default)]
@@ -194,7 +194,7 @@ impl Substituters {
         failed
     }
 
-    async fn land(
+    pub(crate) async fn land(
         &self,
         client: &Client,
         offer: &Offer,

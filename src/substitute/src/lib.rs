@@ -16,6 +16,7 @@ mod location;
 mod offers;
 mod pipe;
 mod realise;
+mod refetch;
 mod source;
 mod substituters;
 mod transfer;
@@ -100,6 +101,17 @@ impl Client {
     }
 }
 
+/// The contents of a path that is to be repaired.
+#[derive(Debug)]
+pub enum Contents {
+    /// They are in the castore now, and are what their source claims of them. Nothing was registered.
+    Found(Box<store::NewPath>),
+    /// No source has the path.
+    Unavailable,
+    /// A source has it, but it could not be fetched. The client has been told why.
+    Failed,
+}
+
 /// Other places a path can come from than being built.
 pub trait Substituter: Send + Sync {
     /// Makes the path valid if it can, and all that it refers to.
@@ -107,6 +119,9 @@ pub trait Substituter: Send + Sync {
 
     /// Finds out what an output turned out to be elsewhere, makes that valid and registers both.
     fn realise<'a>(&'a self, client: &'a Client, id: DrvOutput) -> Answer<'a, Outcome>;
+
+    /// Fetches the contents of a path, whether it is valid or not.
+    fn contents<'a>(&'a self, client: &'a Client, wanted: Wanted) -> Answer<'a, Contents>;
 
     /// What would be fetched, if a source has it.
     fn info<'a>(&'a self, client: &'a Client, wanted: Wanted) -> Answer<'a, Option<SubstitutableInfo>>;
@@ -133,6 +148,10 @@ impl Substituter for NoSubstituter {
 
     fn realise<'a>(&'a self, _: &'a Client, _: DrvOutput) -> Answer<'a, Outcome> {
         ready(Outcome::Unavailable)
+    }
+
+    fn contents<'a>(&'a self, _: &'a Client, _: Wanted) -> Answer<'a, Contents> {
+        ready(Contents::Unavailable)
     }
 
     fn info<'a>(&'a self, _: &'a Client, _: Wanted) -> Answer<'a, Option<SubstitutableInfo>> {

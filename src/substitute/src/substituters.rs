@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::location::Location;
 use crate::offers::{Excluded, Offer};
 use crate::source::Source;
-use crate::{Answer, Client, Outcome, Substituter, Wanted};
+use crate::{Answer, Client, Contents, Outcome, Substituter, Wanted};
 
 /// Sources kept at once, for all clients.
 const MAX_SOURCES: usize = 256;
@@ -82,6 +82,10 @@ impl Substituter for Substituters {
 
     fn realise<'a>(&'a self, client: &'a Client, id: DrvOutput) -> Answer<'a, Outcome> {
         Box::pin(self.fetch_realisation(client, id))
+    }
+
+    fn contents<'a>(&'a self, client: &'a Client, wanted: Wanted) -> Answer<'a, Contents> {
+        Box::pin(self.fetch_contents(client, wanted))
     }
 
     fn info<'a>(&'a self, client: &'a Client, wanted: Wanted) -> Answer<'a, Option<SubstitutableInfo>> {

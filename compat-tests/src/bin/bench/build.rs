@@ -95,7 +95,7 @@ fn compare(sides: &Sides, machine: &Machine) -> Result<bool> {
 }
 
 /// Prints a line of the table; answers whether the target is reached.
-fn show(figure: &Figure, stock: f64, castored: f64) -> bool {
+pub(crate) fn show(figure: &Figure, stock: f64, castored: f64) -> bool {
     let ratio = castored / stock;
     let (asked, reached) = match figure.target {
         Target::OfStock(most) => (format!("{most}x"), ratio <= most),
@@ -116,7 +116,7 @@ fn show(figure: &Figure, stock: f64, castored: f64) -> bool {
     reached
 }
 
-fn median(rounds: &[Vec<Figure>], n: usize) -> f64 {
+pub(crate) fn median(rounds: &[Vec<Figure>], n: usize) -> f64 {
     let mut values: Vec<f64> = rounds.iter().map(|figures| figures[n].value).collect();
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]

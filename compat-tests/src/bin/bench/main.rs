@@ -1,8 +1,11 @@
-//! `compat-tests/bench [mount|protocol|build]...`: castored measured beside what it replaces, in the same run. All groups
+//! `compat-tests/bench [mount|protocol|build|gc|open|adopt]...`: castored measured beside what it replaces, in the same run. All groups
 //! unless some are named. Ends with an error when a target is missed.
 
+mod adopt;
 mod build;
+mod gc;
 mod mount;
+mod open;
 mod protocol;
 mod sides;
 
@@ -14,7 +17,14 @@ use compat_tests::{Error, Result};
 type Group = (&'static str, fn(&Machine) -> Result<bool>);
 
 /// What can be measured.
-const GROUPS: [Group; 3] = [("mount", mount::bench), ("protocol", protocol::bench), ("build", build::bench)];
+const GROUPS: [Group; 6] = [
+    ("mount", mount::bench),
+    ("protocol", protocol::bench),
+    ("build", build::bench),
+    ("gc", gc::bench),
+    ("open", open::bench),
+    ("adopt", adopt::bench),
+];
 
 fn main() -> ExitCode {
     match bench() {

@@ -76,7 +76,7 @@ const STRICT_BOOL: Why = Why::Choice("any number but 0 is true, as it was in all
 const NO_DRAIN: Why = Why::StockIsWrong("it leaves the payload unread and takes it for the next request");
 const REMOVED: Why = Why::Choice("2.34 has removed the operation; castored serves older clients with it");
 const TIMES: Why = Why::StockIsWrong("2.34 does not fill in when and how often it built, which earlier releases do");
-const REPAIR: Why = Why::NotYet("a path is not repaired, which is said even where it is whole");
+const NOT_ASKED: Why = Why::Choice("of a path that is there, nothing is asked for; as 2.3.7 does it");
 const LAX_PATHS: Why = Why::Choice("what names no output of any derivation is malformed at every minor");
 
 /// All of them.
@@ -156,15 +156,8 @@ pub(super) const LIST: &[Known] = &[
             Why::Choice("bytes after the archive are an error, and not passed over"),
         )),
     ),
-    between(
-        21,
-        21,
-        known(
-            &["39 content-addressed again", "39 repair of what is there"],
-            &["payload left"],
-            Why::Choice("of a path that is there, nothing is asked for; as 2.3.7 does it"),
-        ),
-    ),
+    between(21, 21, known(&["39 content-addressed again"], &["payload left"], NOT_ASKED)),
+    between(21, 21, for_user(known(&["39 repair of what is there"], &["payload left"], NOT_ASKED))),
     known(
         &["39 size of zero"],
         &["ending", "info[0].known"],
@@ -179,9 +172,6 @@ pub(super) const LIST: &[Known] = &[
     // Builds.
     between(18, 29, known(&["40 no outputs", "40 bad output", "40 output of an output"], END, LAX_PATHS)),
     between(18, 29, known(&["9 no outputs", "46 no outputs"], END, LAX_PATHS)),
-    for_root(known(&["9 repair"], END, REPAIR)),
-    for_root(known(&["46 repair"], &["results[0].*"], REPAIR)),
-    for_root(known(&["36 repair"], &["*"], REPAIR)),
     known(
         &["46 unknown derivation"],
         &["results[0].status", "results[0].startTime", "results[0].stopTime"],

@@ -23,6 +23,7 @@ use super::{Built, Wish};
 use crate::failure::Failure;
 use crate::log::{LineSplitter, LogFile};
 use crate::options::Options;
+use crate::run::log_too_long;
 use crate::scheduler::goal::now;
 use crate::scheduler::graph::Goal;
 use crate::scheduler::status::Running;
@@ -51,6 +52,26 @@ pub(super) enum Ended {
     Built(Built),
     /// It did not begin: another machine may be tried.
     Unreachable(Slot, ClientError),
+    /// The connection broke, which says nothing of the build: it may be tried elsewhere.
+    Lost(Slot, Failure),
+}
+
+/// Why a build was not done.
+enum Trouble {
+    Failed(Failure),
+    Lost(Failure),
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<store::Error> for Trouble {
+    fn from(error: store::Error) -> Self {
+        Self::Failed(error.into())
+    }
 }
 
 impl Job {
@@ -66,7 +87,11 @@ impl Job {
         let outcome = self.build(&mut remote, &slot);
         // Until here the slot is taken.
         drop(remote);
-        outcome.map(Ended::Built)
+        match outcome {
+            Ok(built) => Ok(Ended::Built(built)),
+            Err(Trouble::Failed(failure)) => Err(failure),
+            Err(Trouble::Lost(failure)) => Ok(Ended::Lost(slot, failure)),
+        }
     }
 
     /// The machine's store with what the list of machines says of the way there.
@@ -85,7 +110,7 @@ impl Job {
         self.store.store_dir().display(&self.goal.key.drv)
     }
 
-    fn build(&self, remote: &mut RemoteStore, slot: &Slot) -> Result<Built, Failure> {
+    fn build(&self, remote: &mut RemoteStore, slot: &Slot) -> Result<Built, Trouble> {
         let drv_path = &self.goal.key.drv;
         let roots = self.store.new_temp_roots();
         let known = self.wish.outputs.values().flatten();
@@ -94,7 +119,7 @@ impl Job {
         let closure = self.store.closure(&self.wish.inputs)?;
         if let Some(missing) = self.wish.inputs.iter().find(|path| !closure.contains(*path)) {
             let missing = self.store.store_dir().display(missing);
-            return Err(Failure::misc(format!("path '{missing}', an input of '{}', is not valid", self.name())));
+            return Err(Failure::misc(format!("path '{missing}', an input of '{}', is not valid", self.name())).into());
         }
         self.copy_there(remote, slot, &closure)?;
 
@@ -102,7 +127,7 @@ impl Job {
         let sends_derivation = remote.trust() != Trust::NotTrusted || self.wish.drv.is_content_addressed();
         if !sends_derivation {
             if !self.store.is_valid(drv_path)? {
-                return Err(Failure::no_derivation(self.store.store_dir(), drv_path));
+                return Err(Failure::no_derivation(self.store.store_dir(), drv_path).into());
             }
             let derivations = self.store.closure([drv_path])?;
             self.copy_there(remote, slot, &derivations)?;
@@ -129,8 +154,8 @@ impl Job {
         };
         if too_long {
             let limit = self.options.max_log_size.unwrap_or_default();
-            let text = format!("build of '{}' killed after writing more than {limit} bytes of log output", self.name());
-            return Err(Failure::new(BuildStatus::LogLimitExceeded, text).by_settings());
+            let text = log_too_long(&self.name(), limit);
+            return Err(Failure::new(BuildStatus::LogLimitExceeded, text).by_settings().into());
         }
         let result = result.map_err(|error| self.broken("building", &error))?;
         self.judge(&result)?;
@@ -180,12 +205,12 @@ impl Job {
     }
 
     /// Copies those of these paths that the machine does not have, in an order in which it can take them.
-    fn copy_there(&self, remote: &mut RemoteStore, slot: &Slot, paths: &BTreeSet<StorePath>) -> Result<(), Failure> {
+    fn copy_there(&self, remote: &mut RemoteStore, slot: &Slot, paths: &BTreeSet<StorePath>) -> Result<(), Trouble> {
         let copying = |error: ClientError| self.broken("copying its inputs", &error);
         let start = Instant::now();
         let _turn = loop {
             match slot.upload.try_lock_for(GLANCE) {
-                None if self.stopper.is_stopped() => return Err(Failure::cancelled()),
+                None if self.stopper.is_stopped() => return Err(Failure::cancelled().into()),
                 None if start.elapsed() < UPLOADING => {}
                 // Somebody is hogging it; then both copy.
                 turn => break turn,
@@ -206,18 +231,19 @@ impl Job {
     }
 
     /// What the end of a conversation means for the build.
-    fn broken(&self, doing: &str, error: &ClientError) -> Failure {
+    fn broken(&self, doing: &str, error: &ClientError) -> Trouble {
         if self.stopper.is_stopped() {
-            return Failure::cancelled();
+            return Failure::cancelled().into();
         }
         let (name, machine) = (self.name(), &self.machine.store);
         if doing == "building" && error.is_too_late() {
             let limits = [self.options.timeout, self.options.max_silent_time];
             let limit = limits.into_iter().flatten().min().unwrap_or_default();
             let text = format!("timed out after {} seconds", limit.as_secs());
-            return Failure::new(BuildStatus::TimedOut, text).by_settings();
+            return Failure::new(BuildStatus::TimedOut, text).by_settings().into();
         }
-        Failure::misc(format!("build of '{name}' on '{machine}' failed: {doing}: {error}"))
+        let failure = Failure::misc(format!("build of '{name}' on '{machine}' failed: {doing}: {error}"));
+        if error.is_broken() { Trouble::Lost(failure) } else { failure.into() }
     }
 
     fn judge(&self, result: &BuildResult) -> Result<(), Failure> {
@@ -256,7 +282,7 @@ impl Job {
     }
 
     /// Copies those outputs that are not valid here, and makes them valid and durable, all of them or none.
-    fn copy_back(&self, remote: &mut RemoteStore, outputs: &BTreeMap<OutputName, StorePath>) -> Result<(), Failure> {
+    fn copy_back(&self, remote: &mut RemoteStore, outputs: &BTreeMap<OutputName, StorePath>) -> Result<(), Trouble> {
         let copying = |error: ClientError| self.broken("copying its outputs", &error);
         let mut missing = BTreeSet::new();
         for path in outputs.values() {
@@ -273,7 +299,7 @@ impl Job {
             let Some(info) = told.iter().find(|info| info.path == *path) else {
                 let path = self.store.store_dir().display(path);
                 let machine = &self.machine.store;
-                return Err(Failure::misc(format!("'{machine}' has built '{}' but not '{path}'", self.name())));
+                return Err(Failure::misc(format!("'{machine}' has built '{}' but not '{path}'", self.name())).into());
             };
             new.push(self.fetch(remote, name, info)?);
         }
@@ -283,7 +309,7 @@ impl Job {
     }
 
     /// Brings one output into the castore, and holds it to what is known of it.
-    fn fetch(&self, remote: &mut RemoteStore, name: &OutputName, info: &PathInfo) -> Result<NewPath, Failure> {
+    fn fetch(&self, remote: &mut RemoteStore, name: &OutputName, info: &PathInfo) -> Result<NewPath, Trouble> {
         let mut info = PathInfo {
             deriver: Some(self.goal.key.drv.clone()),
             registration_time: 0,
@@ -298,7 +324,7 @@ impl Job {
                 let right = info.ca.as_ref().is_some_and(|ca| ca.method == *method && ca.hash.algorithm() == *algo);
                 if !right {
                     let text = format!("'{}' gave '{name}' a content address of another kind", self.machine.store);
-                    return Err(Failure::new(BuildStatus::OutputRejected, text));
+                    return Err(Failure::new(BuildStatus::OutputRejected, text).into());
                 }
             }
             _ => {}
@@ -310,9 +336,9 @@ impl Job {
             .nar(&path, |nar| store.import_with_info(info, &mut nar.take(size)))
             .map_err(|error| self.broken("copying its outputs", &error))?;
         if self.stopper.is_stopped() {
-            return Err(Failure::cancelled());
+            return Err(Failure::cancelled().into());
         }
-        imported.map_err(|error| match error {
+        Ok(imported.map_err(|error| match error {
             store::Error::ContentAddressMismatch { .. } => match self.wish.drv.outputs.get(name) {
                 Some(Output::Fixed { ca, .. }) => {
                     Failure::hash_mismatch(&self.name(), &ca.hash.to_sri(), &format!("another ({error})"))
@@ -320,7 +346,7 @@ impl Job {
                 _ => Failure::new(BuildStatus::OutputRejected, error.to_string()),
             },
             other => Failure::misc(format!("cannot copy the outputs of '{}': {other}", self.name())),
-        })
+        })?)
     }
 }
 

@@ -94,6 +94,7 @@ pub(crate) async fn place(realisation: &Realisation, wish: Wish) -> Result<Place
     };
     tokio::pin!(here);
     let wish = Arc::new(wish);
+    let mut lost: Option<Failure> = None;
     loop {
         let change = scheduler.pool.change();
         match scheduler.pool.take(&suitable) {
@@ -107,6 +108,15 @@ pub(crate) async fn place(realisation: &Realisation, wish: Wish) -> Result<Place
                         goal.feed.note(&text);
                         slot.unreachable(error.to_string());
                     }
+                    // What takes two machines down with it is not tried on a third.
+                    Ended::Lost(_, failure) if lost.is_some() => return Err(failure),
+                    Ended::Lost(slot, failure) => {
+                        let text = format!("{}; trying elsewhere", failure.message);
+                        tracing::warn!("{text}");
+                        goal.feed.lost(&text);
+                        slot.unreachable(failure.message.clone());
+                        lost = Some(failure);
+                    }
                 }
             }
             Found::Busy => tokio::select! {
@@ -116,6 +126,9 @@ pub(crate) async fn place(realisation: &Realisation, wish: Wish) -> Result<Place
             },
             Found::Unreachable(reasons) => {
                 if let Err(failure) = &wish.here {
+                    if let Some(failure) = lost {
+                        return Err(failure);
+                    }
                     if !machines.is_empty() && !prefers_here {
                         goal.feed.note(&no_machine(&name, &system, &features, &machines, &reasons));
                     }

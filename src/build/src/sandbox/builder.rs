@@ -42,10 +42,14 @@ pub(super) fn become_builder(spec: &Spec, link: &mut UnixStream) -> Result<Infal
     set_pdeathsig(Signal::SIGKILL).step(|| "asking for the death signal")?;
     setsid().step(|| "starting a session")?;
     umask(Mode::from_bits_truncate(0o022));
+    if let Some(group) = &spec.cgroup {
+        // Zero stands for who writes it.
+        std::fs::write(group.as_path().join("cgroup.procs"), "0").step(|| "entering the build's cgroup")?;
+    }
 
     let mut namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC;
     if matches!(spec.view, View::Sandbox(_)) {
-        namespaces |= CloneFlags::CLONE_NEWUTS;
+        namespaces |= CloneFlags::CLONE_NEWUTS | own_cgroups(spec);
     }
     if !spec.host_network {
         namespaces |= CloneFlags::CLONE_NEWNET;
@@ -68,7 +72,7 @@ pub(super) fn become_builder(spec: &Spec, link: &mut UnixStream) -> Result<Infal
     }
     become_user(spec, link)?;
     if spec.identity.has_range() {
-        own_namespaces(spec.host_network)?;
+        own_namespaces(spec)?;
     } else {
         sys::drop_capabilities(spec.new_privileges).step(|| "giving up capabilities")?;
     }
@@ -145,13 +149,18 @@ fn become_user(spec: &Spec, link: &mut UnixStream) -> Result<(), SetupError> {
 
 /// Namespaces that belong to the build's user namespace, so that the build's root can do with them what root does: a
 /// container needs mounts and interfaces of its own.
-fn own_namespaces(host_network: bool) -> Result<(), SetupError> {
+fn own_namespaces(spec: &Spec) -> Result<(), SetupError> {
     let mut namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
-    if !host_network {
+    if !spec.host_network {
         namespaces |= CloneFlags::CLONE_NEWNET;
     }
-    unshare(namespaces).step(|| "making namespaces of the build's root")?;
-    if host_network { Ok(()) } else { loopback::bring_up() }
+    unshare(namespaces | own_cgroups(spec)).step(|| "making namespaces of the build's root")?;
+    if spec.host_network { Ok(()) } else { loopback::bring_up() }
+}
+
+/// A namespace in which the build's cgroup is the root of all, if it has one.
+fn own_cgroups(spec: &Spec) -> CloneFlags {
+    if spec.cgroup.is_some() { CloneFlags::CLONE_NEWCGROUP } else { CloneFlags::empty() }
 }
 
 /// The only users of our namespace must be these (first inside, first outside, how many), and none of them root. Root

@@ -89,6 +89,8 @@ pub struct Spec {
     /// Whether the builder gets to see further store paths while it runs. Then the helper's standard output is a socket
     /// on which it is told of them.
     pub grows: bool,
+    /// The directory of the control group that the builder belongs to, if it has one of its own.
+    pub cgroup: Option<Raw>,
     /// What the builder is.
     pub program: Program,
     /// Its working directory, as the builder sees it.

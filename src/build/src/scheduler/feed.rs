@@ -1,18 +1,21 @@
 //! One build's news for everybody who waits for it, whenever they came.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use nix_compat::worker::stderr::{Field, Verbosity};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-use super::session::{BuildActivity, Session, activity_id};
+use super::session::{BuildActivity, Session, Transfer, activity_id};
 use crate::failure::{Failure, render};
-use crate::log::Line;
+use crate::said::Said;
 
 /// Log kept in memory for those who come later; what is older they find in the log file.
 const MAX_HISTORY: usize = 4 << 20;
+/// Downloads of one builder that are shown at the same time.
+const MAX_TRANSFERS: usize = 64;
 
 /// The watchers of a goal, and what they have been told.
 #[derive(Default)]
@@ -31,6 +34,17 @@ struct State {
     ended: bool,
 }
 
+impl State {
+    /// Ends the activities below the build's, whose id this gives; that one is still to be ended.
+    fn end_run(&mut self) -> Option<u64> {
+        let run = self.run.take()?;
+        for watcher in &self.watchers {
+            run.transfers.values().for_each(|(transfer, _)| watcher.session.transfer_ended(transfer.id));
+        }
+        Some(run.activity.id)
+    }
+}
+
 struct Watcher {
     session: Arc<Session>,
     /// Whether the client asked for this goal itself: then the failure is part of its answer.
@@ -42,6 +56,8 @@ struct Run {
     activity: BuildActivity,
     history: History,
     phase: Option<String>,
+    /// Its downloads, under its own numbers, each with how far it is.
+    transfers: BTreeMap<u64, (Transfer, Option<[u64; 4]>)>,
 }
 
 /// A post-build hook that has begun.
@@ -95,6 +111,12 @@ impl Feed {
             if let Some(phase) = &run.phase {
                 session.build_phase(id, phase);
             }
+            for (transfer, progress) in run.transfers.values() {
+                session.transfer_started(transfer);
+                if let Some(numbers) = progress {
+                    session.transfer_progress(transfer.id, *numbers);
+                }
+            }
         }
         if let Some(hook) = &state.hook {
             session.hook_started(&hook.activity);
@@ -130,24 +152,65 @@ impl Feed {
         let mut state = self.state.lock();
         let activity = BuildActivity { id: activity_id(), drv, text, machine };
         state.watchers.iter().for_each(|watcher| watcher.session.build_started(&activity));
-        state.run = Some(Run { activity, history: History::default(), phase: None });
+        state.run = Some(Run { activity, history: History::default(), phase: None, transfers: BTreeMap::new() });
     }
 
     /// A line that the builder has written: log, or a message in the form of one. Says whether it is log.
     pub(crate) fn builder_line(&self, line: &[u8]) -> bool {
-        match Line::of(line) {
-            Line::Phase(phase) => {
+        match Said::of(line) {
+            Said::Log => {}
+            Said::Malformed(text) => self.note(&text),
+            Said::Phase(phase) => {
                 self.phase(phase);
                 return false;
             }
-            Line::Other => return false,
-            Line::Malformed(reason) => {
-                self.note(&format!("warning: Unable to handle a JSON message from the derivation builder: {reason}"))
+            Said::Note(level, text) => {
+                let state = self.state.lock();
+                state.watchers.iter().for_each(|watcher| watcher.session.log_at(level, &text));
+                return false;
             }
-            Line::Log => {}
+            Said::Started { id, level, text, fields } => {
+                self.transfer_started(id, level, text, fields);
+                return false;
+            }
+            Said::Progress(id, numbers) => {
+                self.transfer_progress(id, numbers);
+                return false;
+            }
+            Said::Stopped(id) => {
+                self.transfer_ended(id);
+                return false;
+            }
+            Said::Nothing => return false,
         }
         self.line(line);
         true
+    }
+
+    fn transfer_started(&self, own: u64, level: Verbosity, text: String, fields: Vec<Field>) {
+        let mut state = self.state.lock();
+        let State { watchers, run: Some(run), .. } = &mut *state else { return };
+        if run.transfers.len() == MAX_TRANSFERS || run.transfers.contains_key(&own) {
+            return;
+        }
+        let transfer = Transfer { id: activity_id(), build: run.activity.id, level, text, fields };
+        watchers.iter().for_each(|watcher| watcher.session.transfer_started(&transfer));
+        run.transfers.insert(own, (transfer, None));
+    }
+
+    fn transfer_progress(&self, own: u64, numbers: [u64; 4]) {
+        let mut state = self.state.lock();
+        let State { watchers, run: Some(run), .. } = &mut *state else { return };
+        let Some((transfer, progress)) = run.transfers.get_mut(&own) else { return };
+        *progress = Some(numbers);
+        watchers.iter().for_each(|watcher| watcher.session.transfer_progress(transfer.id, numbers));
+    }
+
+    fn transfer_ended(&self, own: u64) {
+        let mut state = self.state.lock();
+        let State { watchers, run: Some(run), .. } = &mut *state else { return };
+        let Some((transfer, _)) = run.transfers.remove(&own) else { return };
+        watchers.iter().for_each(|watcher| watcher.session.transfer_ended(transfer.id));
     }
 
     /// A line of the builder's log.
@@ -205,10 +268,20 @@ impl Feed {
         self.state.lock().watchers.iter().for_each(|watcher| watcher.session.log(text.to_owned()));
     }
 
+    /// What ran is lost, as this text says; it will be started anew.
+    pub(crate) fn lost(&self, text: &str) {
+        let mut state = self.state.lock();
+        let activity = state.end_run();
+        for Watcher { session, .. } in &state.watchers {
+            activity.iter().for_each(|id| session.build_lost(*id));
+            session.log(text.to_owned());
+        }
+    }
+
     /// The goal is done. Whoever did not ask for it learns of a failure in its log.
     pub(crate) fn ended(&self, failure: Option<&Failure>) {
         let mut state = self.state.lock();
-        let activity = state.run.take().map(|run| run.activity.id);
+        let activity = state.end_run();
         let counted = state.expected;
         for Watcher { session, asked } in state.watchers.drain(..) {
             if counted {

@@ -44,7 +44,8 @@ impl Realisation {
         let scheduler = self.scheduler.clone();
         // Also when something panics nobody may wait for ever.
         let _end = End { graph: scheduler.graph.clone(), goal: goal.clone() };
-        let (started, outcome) = (now(), self.realise().await);
+        self.scheduler.keep_room(&self.session.settings).await;
+        let (started, outcome) = (now(), self.realise().await.map_err(|failure| failure.with_advice(&scheduler.store)));
         let mut result = match &outcome {
             Ok(result) => result.clone(),
             Err(failure) => BuildResult::new(failure.status, failure.message.clone()),
@@ -102,8 +103,7 @@ impl Realisation {
             BuildMode::Check if !plan.is_complete() && !plan.derivation.basic.is_impure() => {
                 Err(Failure::misc(format!("some outputs of '{}' are not valid, so checking is not possible", name())))
             }
-            BuildMode::Repair => Err(Failure::misc(format!("cannot repair '{}': not supported yet", name()))),
-            BuildMode::Check | BuildMode::Normal => Ok(()),
+            BuildMode::Check | BuildMode::Normal | BuildMode::Repair => Ok(()),
         }
     }
 
@@ -127,6 +127,7 @@ impl Realisation {
             Place::Here(turn) => turn,
             Place::Elsewhere(built) => {
                 self.note_outputs(&plan, built.outputs.clone()).await?;
+                self.post_build_hook(built.outputs.values().cloned().collect()).await?;
                 let built_outputs = plan.success_with(BuildStatus::Built, &built.outputs).built_outputs;
                 let (start_time, stop_time) = (started, now());
                 let status = BuildStatus::Built;
@@ -160,12 +161,12 @@ impl Realisation {
         let cancel = CancelOnDrop(Arc::default());
         let (control, goal) = (cancel.0.clone(), self.goal.clone());
         let started = now();
-        let done: Done = lengthy(move || {
+        let building = lengthy(move || {
             // Held until the processes are gone and the directories removed, also when nobody waits any more.
             let _held = (turn, running);
             job.run(&control, &goal.feed)
-        })
-        .await?;
+        });
+        let done: Done = self.scheduler.keeping_room(&self.session.settings, building).await?;
         self.post_build_hook(done.outputs.values().cloned().collect()).await?;
 
         self.goal.add_roots(done.outputs.values().cloned());
@@ -225,9 +226,6 @@ impl Realisation {
                 "local builds are disabled (max-jobs = 0)\nHint: set 'max-jobs' to a non-zero value to enable local \
                  builds, or configure remote builders via 'builders'",
             );
-        }
-        if options.cgroups {
-            return fail("the setting 'use-cgroups' is enabled, but builds in cgroups are not supported");
         }
         if drv.is_builtin() && Builtin::named(&drv.builder).is_none() {
             return fail(&format!("unsupported builtin builder '{}'", String::from_utf8_lossy(&drv.builder)));

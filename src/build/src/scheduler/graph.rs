@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::feed::Feed;
+use super::nested::Nested;
 use super::session::Session;
 
 /// What makes two wishes the same goal.
@@ -24,6 +25,7 @@ use super::session::Session;
 pub(crate) struct GoalKey {
     pub(crate) drv: StorePath,
     check: bool,
+    repair: bool,
     /// SHA-256 of a derivation that a client sent along. Its path is the client's word, so it is never taken for the
     /// derivation that is stored there, nor for another one that was sent under that name.
     inline: Option<[u8; 32]>,
@@ -32,7 +34,7 @@ pub(crate) struct GoalKey {
 impl GoalKey {
     /// The derivation that is stored at `drv`.
     pub(crate) fn stored(drv: StorePath, mode: BuildMode) -> Self {
-        Self { drv, check: mode == BuildMode::Check, inline: None }
+        Self { drv, check: mode == BuildMode::Check, repair: mode == BuildMode::Repair, inline: None }
     }
 
     /// A derivation that a client sent and calls `drv`.
@@ -50,6 +52,7 @@ pub(crate) struct Goal {
     owner: Weak<Session>,
     by_settings: AtomicBool,
     links: Mutex<Links>,
+    nested: Arc<Nested>,
     result: watch::Sender<Option<Arc<BuildResult>>>,
 }
 
@@ -70,10 +73,10 @@ struct Need {
 }
 
 impl Goal {
-    fn new(key: GoalKey, session: &Arc<Session>) -> Arc<Self> {
+    fn new(key: GoalKey, session: &Arc<Session>, nested: Arc<Nested>) -> Arc<Self> {
         let (result, _) = watch::channel(None);
         let (owner, by_settings) = (Arc::downgrade(session), AtomicBool::new(false));
-        Arc::new(Self { key, feed: Feed::default(), owner, by_settings, links: Mutex::default(), result })
+        Arc::new(Self { key, feed: Feed::default(), owner, by_settings, links: Mutex::default(), nested, result })
     }
 
     /// Notes, before the end, that the settings of the goal's owner are why it fails.
@@ -94,6 +97,9 @@ impl Goal {
     /// Lets a session that asked for this goal watch it and all that it needs, now or later.
     pub(crate) fn attach(self: &Arc<Self>, session: &Arc<Session>) {
         spread(session, self.clone(), true);
+        if session.gate.is_some() {
+            self.nested.wants(session, self);
+        }
     }
 
     /// This goal waits for another, so its watchers watch that one too.
@@ -115,6 +121,7 @@ impl Goal {
         for (session, asked) in watchers {
             spread(&session, need.goal.clone(), asked && need.instead);
         }
+        self.nested.needs(self, &need.goal);
     }
 
     /// Keeps paths from being collected while a watcher is connected.
@@ -129,7 +136,12 @@ impl Goal {
 
     /// Whom it waits for.
     pub(crate) fn needs(&self) -> Vec<StorePath> {
-        self.links.lock().needs.iter().filter(|n| !n.goal.is_done()).map(|n| n.goal.key.drv.clone()).collect()
+        self.unfinished_needs().iter().map(|goal| goal.key.drv.clone()).collect()
+    }
+
+    /// The goals it waits for.
+    pub(crate) fn unfinished_needs(&self) -> Vec<Arc<Goal>> {
+        self.links.lock().needs.iter().filter(|need| !need.goal.is_done()).map(|need| need.goal.clone()).collect()
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -178,7 +190,10 @@ struct Slot {
 
 /// All goals that are not done.
 #[derive(Default)]
-pub(crate) struct Graph(Mutex<HashMap<GoalKey, Slot>>);
+pub(crate) struct Graph {
+    slots: Mutex<HashMap<GoalKey, Slot>>,
+    nested: Arc<Nested>,
+}
 
 /// Keeps a goal going.
 pub(crate) struct Interest {
@@ -194,9 +209,9 @@ impl Graph {
         session: &Arc<Session>,
         start: impl FnOnce(Arc<Goal>) -> AbortHandle,
     ) -> Interest {
-        let mut slots = self.0.lock();
+        let mut slots = self.slots.lock();
         let slot = slots.entry(key.clone()).or_insert_with(|| Slot {
-            goal: Goal::new(key.clone(), session),
+            goal: Goal::new(key.clone(), session, self.nested.clone()),
             interests: 0,
             task: None,
         });
@@ -210,7 +225,7 @@ impl Graph {
 
     /// Forgets a goal that is done: who wants it again looks at the store first.
     pub(crate) fn forget(&self, goal: &Arc<Goal>) {
-        let mut slots = self.0.lock();
+        let mut slots = self.slots.lock();
         if slots.get(&goal.key).is_some_and(|slot| Arc::ptr_eq(&slot.goal, goal)) {
             slots.remove(&goal.key);
         }
@@ -218,14 +233,14 @@ impl Graph {
 
     /// Every goal that is not done, with the number of those interested.
     pub(crate) fn goals(&self) -> Vec<(Arc<Goal>, usize)> {
-        self.0.lock().values().map(|slot| (slot.goal.clone(), slot.interests)).collect()
+        self.slots.lock().values().map(|slot| (slot.goal.clone(), slot.interests)).collect()
     }
 }
 
 impl Drop for Interest {
     fn drop(&mut self) {
         let unwanted = {
-            let mut slots = self.graph.0.lock();
+            let mut slots = self.graph.slots.lock();
             match slots.get_mut(&self.goal.key) {
                 Some(slot) if Arc::ptr_eq(&slot.goal, &self.goal) => {
                     slot.interests -= 1;

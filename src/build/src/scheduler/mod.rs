@@ -11,9 +11,12 @@ pub(crate) mod goal;
 pub(crate) mod graph;
 mod inputs;
 mod missing;
+mod nested;
 pub(crate) mod plan;
+mod repair;
 mod resolved;
 mod session;
+mod space;
 pub(crate) mod status;
 mod substitution;
 
@@ -45,7 +48,7 @@ use crate::remote::Pool;
 use crate::run::default_build_dir;
 use crate::users::Users;
 
-pub use self::session::Events;
+pub use self::session::{Events, activity_id};
 pub use self::status::RunningBuild;
 
 /// Below the state directory, as in stock Nix since 2.30.
@@ -203,8 +206,9 @@ impl Scheduler {
         let session = OpenSession(Session::open(client.events, client.temp_roots, options, settings, client.gate));
         let key = GoalKey::inline(self.store.store_dir(), drv_path.clone(), &drv, mode);
         let realise = async {
-            if mode == BuildMode::Normal
+            if mode != BuildMode::Check
                 && let Some(result) = self.obtain(&session.0, &key.drv, Some(&drv), &OutputsSpec::All).await?
+                && (mode == BuildMode::Normal || self.repair_closure(&result, &session.0).await.is_ok())
             {
                 return Ok(result);
             }
@@ -239,10 +243,11 @@ impl Scheduler {
     async fn realise_one(self: &Arc<Self>, path: DerivedPath, mode: BuildMode, session: &Arc<Session>) -> BuildResult {
         session.temp_roots.add(path.base());
         let outcome = match path {
+            DerivedPath::Opaque(path) if mode == BuildMode::Repair => self.repair_opaque(path, session).await,
             DerivedPath::Opaque(path) => self.realise_opaque(path, session).await,
-            DerivedPath::Built { drv, outputs } => self.realise_built(drv, &outputs, mode, session).await,
+            DerivedPath::Built { drv, outputs } => self.realise_or_repair(drv, &outputs, mode, session).await,
             DerivedPath::Dynamic { drv, through, outputs } => match self.realise_through(drv, through, session).await {
-                Ok(drv) => self.realise_built(drv, &outputs, mode, session).await,
+                Ok(drv) => self.realise_or_repair(drv, &outputs, mode, session).await,
                 Err(failure) => Err(failure),
             },
         };
@@ -284,6 +289,19 @@ impl Scheduler {
             return Ok(BuildResult::new(BuildStatus::Substituted, ""));
         }
         Err(Failure::no_substituter(self.store.store_dir(), &path))
+    }
+
+    async fn realise_or_repair(
+        self: &Arc<Self>,
+        drv: StorePath,
+        wanted: &OutputsSpec,
+        mode: BuildMode,
+        session: &Arc<Session>,
+    ) -> Result<BuildResult, Failure> {
+        match mode {
+            BuildMode::Repair => self.repair_built(drv, wanted, session).await,
+            BuildMode::Normal | BuildMode::Check => self.realise_built(drv, wanted, mode, session).await,
+        }
     }
 
     async fn realise_built(

@@ -24,10 +24,13 @@ use crate::recursive::Gate;
 pub trait Events: Send + Sync {
     /// Takes a message; never blocks.
     fn emit(&self, message: Message);
+
+    /// Takes a line of log, if the client wants to see what is of this importance; never blocks.
+    fn log(&self, level: Verbosity, line: &str);
 }
 
 /// A number for an activity, unlike any other of this daemon and, as far as clients merge them, of others.
-pub(crate) fn activity_id() -> u64 {
+pub fn activity_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     (u64::from(std::process::id()) << 32) + NEXT.fetch_add(1, Ordering::Relaxed)
 }
@@ -64,6 +67,8 @@ struct State {
     running: BTreeSet<u64>,
     /// Activities of post-build hooks.
     hooks: BTreeSet<u64>,
+    /// Activities of downloads that builders make.
+    transfers: BTreeSet<u64>,
     done: u64,
     expected: u64,
     failed: u64,
@@ -93,6 +98,17 @@ pub(crate) struct BuildActivity {
     pub(crate) machine: String,
 }
 
+/// A download that a builder makes, as the build's watchers are told of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Transfer {
+    pub(crate) id: u64,
+    /// The activity of the build.
+    pub(crate) build: u64,
+    pub(crate) level: Verbosity,
+    pub(crate) text: String,
+    pub(crate) fields: Vec<Field>,
+}
+
 impl Session {
     /// Tells the client that its request has begun.
     pub(crate) fn open(
@@ -109,6 +125,7 @@ impl Session {
             builds: activity_id(),
             running: BTreeSet::new(),
             hooks: BTreeSet::new(),
+            transfers: BTreeSet::new(),
             done: 0,
             expected: 0,
             failed: 0,
@@ -157,8 +174,13 @@ impl Session {
     /// wait for itself.
     pub(crate) fn will_watch(&self, drv: &StorePath) {
         if self.enclosing().contains(drv) {
-            self.entangled.cancel();
+            self.entangle();
         }
+    }
+
+    /// Notes that the client waits for itself.
+    pub(crate) fn entangle(&self) {
+        self.entangled.cancel();
     }
 
     /// Waits for the client to wait for itself.
@@ -194,7 +216,8 @@ impl Session {
         for activities in std::mem::take(&mut state.copying.running).into_values() {
             activities.iter().rev().for_each(|id| self.events.emit(Message::StopActivity(*id)));
         }
-        for id in hooks.into_iter().chain(running).chain([state.copies, state.builds, state.realise]) {
+        let transfers = std::mem::take(&mut state.transfers);
+        for id in transfers.into_iter().chain(hooks).chain(running).chain([state.copies, state.builds, state.realise]) {
             self.events.emit(Message::StopActivity(id));
         }
     }
@@ -262,11 +285,48 @@ impl Session {
         }
     }
 
+    pub(crate) fn transfer_started(&self, transfer: &Transfer) {
+        let mut state = self.state.lock();
+        if state.open && state.running.contains(&transfer.build) && state.transfers.insert(transfer.id) {
+            self.events.emit(Message::StartActivity {
+                id: transfer.id,
+                level: transfer.level,
+                kind: ActivityKind::FileTransfer,
+                text: transfer.text.clone().into_bytes(),
+                fields: transfer.fields.clone(),
+                parent: transfer.build,
+            });
+        }
+    }
+
+    pub(crate) fn transfer_progress(&self, id: u64, numbers: [u64; 4]) {
+        let state = self.state.lock();
+        if state.transfers.contains(&id) {
+            self.events.emit(result(id, ResultKind::Progress, numbers.map(Field::Int).to_vec()));
+        }
+    }
+
+    pub(crate) fn transfer_ended(&self, id: u64) {
+        let mut state = self.state.lock();
+        if state.transfers.remove(&id) {
+            self.events.emit(Message::StopActivity(id));
+        }
+    }
+
     fn tell(&self, id: u64, kind: ResultKind, text: &[u8]) {
         let state = self.state.lock();
         if state.open && (state.running.contains(&id) || state.hooks.contains(&id)) {
             self.events.emit(result(id, kind, vec![Field::Text(text.to_vec())]));
         }
+    }
+
+    /// What the build's activity was about is lost; there will be another one.
+    pub(crate) fn build_lost(&self, id: u64) {
+        self.change(|state| {
+            if state.running.remove(&id) {
+                self.events.emit(Message::StopActivity(id));
+            }
+        });
     }
 
     /// A build whose activity has the id `started` is over; without one, a build that never began.
@@ -371,6 +431,14 @@ impl Session {
     pub(crate) fn log(&self, text: String) {
         if self.state.lock().open {
             self.events.emit(Message::Next(text.into_bytes()));
+        }
+    }
+
+    /// The same, of this importance: not all clients want to see all.
+    pub(crate) fn log_at(&self, level: Verbosity, line: &str) {
+        let state = self.state.lock();
+        if state.open {
+            self.events.log(level, line);
         }
     }
 

@@ -37,6 +37,7 @@ enum Source {
 impl Scheduler {
     /// Makes a path valid without building it.
     pub(crate) async fn substitute(&self, session: &Session, wanted: Wanted) -> Outcome {
+        self.keep_room(&session.settings).await;
         self.substituter.substitute(&session.substitution, wanted).await
     }
 
@@ -60,6 +61,7 @@ impl Scheduler {
         }
         let Some(sources) = sources(&plan, wanted, &session.options) else { return Ok(None) };
         plan.paths().for_each(|path| session.temp_roots.add(path));
+        self.keep_room(&session.settings).await;
         let client = &session.substitution;
         let get = |source| async {
             match source {

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{IoSliceMut, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,7 @@ use nix_compat::hash::{Algorithm, Hash};
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::{BuildMode, BuildStatus};
 
-use crate::attacks_inside::{ATTACK, PAIRS, SAID, TARGET};
+use crate::attacks_inside::{ATTACK, LARGE, PAIRS, SAID, TARGET};
 use crate::rig::{Draft, Log, Rig, all_outputs, soon};
 
 /// Where the attacker finds itself, and what it is linked to.
@@ -146,6 +146,46 @@ async fn who_kept_a_descriptor_changes_nothing() {
     let out = rig.output(&drv, "out");
     assert_eq!(rig.read(&out), "good\n");
     assert_honest(&rig, &out);
+}
+
+/// The same while the output is taken: what is registered has the contents that were hashed, whichever these were.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_changes_an_output_meanwhile_changes_its_hash() {
+    let Some(rig) = Rig::new() else { return };
+    let socket = rig.path("meet");
+    for round in 0..3 {
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).unwrap();
+        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o777)).unwrap();
+        let drv = rig.add(&attack(&rig, "pass-large", socket.to_str().unwrap()).env("round", &round.to_string()));
+        let (_, client) = rig.client();
+        let settings = rig.settings(&[("sandbox", "false")]);
+        let done = AtomicBool::new(false);
+        let (result, changes) = std::thread::scope(|scope| {
+            let accomplice = scope.spawn(|| {
+                let stream = meet(&listener).expect("the builder");
+                let file = File::from(receive(&stream));
+                drop(stream);
+                let mut changes = 0;
+                while !done.load(Ordering::Relaxed) {
+                    // From the end, towards whoever reads.
+                    for block in (0..LARGE).step_by(4096).rev() {
+                        file.write_at(&[b'a' + (changes % 26) as u8], block as u64).unwrap();
+                    }
+                    changes += 1;
+                }
+                changes
+            });
+            let handle = tokio::runtime::Handle::current();
+            let build = rig.scheduler.realise(vec![all_outputs(&drv)], BuildMode::Normal, settings, client);
+            let result = tokio::task::block_in_place(|| handle.block_on(build)).remove(0).1;
+            done.store(true, Ordering::Relaxed);
+            (result, accomplice.join().unwrap())
+        });
+        assert_eq!(result.status, BuildStatus::Built, "{}", result.error);
+        assert!(changes > 1, "nothing was changed meanwhile");
+        assert_honest(&rig, &rig.output(&drv, "out"));
+    }
 }
 
 /// CVE-2025-52991 and -52993: what is looked at is not what is opened then.

@@ -48,7 +48,8 @@ fn attacker() {
     let out = std::env::var("out").unwrap_or_default();
     match attack.as_str() {
         "abstract" => outcome("abstract socket", connect_abstract(&target)),
-        "pass" => pass_descriptor(&target, &out),
+        "pass" => pass_descriptor(&target, &out, b"good\n"),
+        "pass-large" => pass_descriptor(&target, &out, &vec![b'g'; LARGE]),
         "pass-directory" => pass_directory(&target, &out),
         "processes" => processes(&target),
         "wait" => wait_for(&target),
@@ -72,10 +73,13 @@ fn hand_over(socket: &UnixStream, file: &File) {
     sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(b"x")], &message, MsgFlags::empty(), None).unwrap();
 }
 
+/// Bytes of an output that takes a while to be read.
+pub(crate) const LARGE: usize = 8 << 20;
+
 /// Gives a writable descriptor of the output away.
-fn pass_descriptor(socket: &str, out: &str) {
+fn pass_descriptor(socket: &str, out: &str, contents: &[u8]) {
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(out).unwrap();
-    std::io::Write::write_all(&mut &file, b"good\n").unwrap();
+    std::io::Write::write_all(&mut &file, contents).unwrap();
     let socket = UnixStream::connect(socket).unwrap();
     hand_over(&socket, &file);
     // Until it has arrived.

@@ -10,6 +10,7 @@ use nix_compat::derivation::{Output, OutputName};
 use nix_compat::hash::{Algorithm, Hash};
 use nix_compat::nar::NarWriter;
 use nix_compat::worker::BuildStatus;
+use nix_compat::worker::stderr::{ActivityKind, Field, Message, ResultKind, Verbosity};
 
 use crate::rig::{Draft, Rig};
 use crate::server::{Server, moved, ok, response};
@@ -261,4 +262,67 @@ async fn channels_are_unpacked() {
         let (_, log) = rig.fail(&draft(name, names, channel), &[]).await;
         assert!(log.lines()[0].starts_with("error: ") && log.lines()[0].ends_with(error), "{:?}", log.lines());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn downloads_are_activities() {
+    let Some(rig) = Rig::new() else { return };
+    let server = Server::new(|_, _| ok(b"the contents"));
+    let url = server.url("/x");
+    let (_, log) = rig.succeed(&file(&rig, "shown", &url, b"the contents"), &[]).await;
+    let (mut build, mut transfer, mut news) = (0, 0, Vec::new());
+    for message in log.messages() {
+        match message {
+            Message::StartActivity { id, kind: ActivityKind::Build, .. } => build = id,
+            Message::StartActivity { id, kind: ActivityKind::FileTransfer, level, text, fields, parent } => {
+                let named = vec![Field::Text(url.clone().into_bytes())];
+                assert_eq!((level, parent, fields), (Verbosity::Talkative, build, named));
+                assert_eq!(text, format!("downloading '{url}'").into_bytes());
+                transfer = id;
+            }
+            Message::Result { id, kind, fields } if id == transfer => news.push((kind, fields)),
+            _ => {}
+        }
+    }
+    assert!(build > 0 && transfer > 0, "{:?}", log.messages());
+    assert_eq!(news.last(), Some(&(ResultKind::Progress, [12, 12, 0, 0].map(Field::Int).to_vec())));
+    assert!(log.lines().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_any_builder_may_tell_clients() {
+    let Some(rig) = Rig::new() else { return };
+    let say = |message: &str| format!("echo '@nix {message}';");
+    let script = [
+        r#"{"action":"start","id":1,"level":3,"type":101,"text":"fetching a","fields":["a"]}"#,
+        r#"{"action":"start","id":1,"level":3,"type":101,"text":"the same again","fields":["b"]}"#,
+        r#"{"action":"start","id":2,"level":0,"type":105,"text":"building what it does not"}"#,
+        r#"{"action":"result","id":1,"type":105,"fields":[1,2,0,0]}"#,
+        r#"{"action":"result","id":2,"type":101,"fields":["a line of another build"]}"#,
+        r#"{"action":"msg","level":1,"msg":"a warning"}"#,
+        r#"{"action":"msg","level":5,"msg":"what few want to know"}"#,
+        r#"{"action":"result","id":1,"type":105}"#,
+        r#"{"action":"start","id":3,"level":3,"type":101,"text":"fetching c","fields":["c"]}"#,
+        r#"{"action":"stop","id":3}"#,
+        r#"{"action":"stop","id":9}"#,
+        "nonsense",
+    ];
+    let script = script.iter().map(|message| say(message)).collect::<String>();
+    let (_, log) = rig.succeed(&rig.derivation("talker", &format!("{script} echo > $out")), &[]).await;
+    let texts: Vec<String> = log
+        .messages()
+        .iter()
+        .filter_map(|message| match message {
+            Message::StartActivity { kind: ActivityKind::FileTransfer, text, .. } => {
+                Some(String::from_utf8_lossy(text).into_owned())
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(texts, ["fetching a", "fetching c"]);
+    assert_eq!(log.builds().len(), 1);
+    assert_eq!(log.lines(), ["@nix nonsense"]);
+    let notes = log.notes();
+    assert_eq!((notes.len(), notes[0].as_str()), (2, "a warning"));
+    assert!(notes[1].starts_with("bad JSON log message from the derivation builder: "), "{notes:?}");
 }

@@ -109,11 +109,13 @@ async fn structured_demands_on_outputs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_end_a_build() {
     let Some(rig) = Rig::new() else { return };
-    for (setting, status) in [
-        (("timeout", "1"), BuildStatus::TimedOut),
-        (("timeout", "2"), BuildStatus::TimedOut),
-        (("max-silent-time", "1"), BuildStatus::TimedOut),
-        (("max-build-log-size", "1000"), BuildStatus::LogLimitExceeded),
+    // The words are those of Nix 2.34.8.
+    let too_long = "building derivation 'DRV' killed after writing more than 1000 bytes of log output";
+    for (setting, status, text) in [
+        (("timeout", "1"), BuildStatus::TimedOut, "timed out after 1 seconds"),
+        (("timeout", "2"), BuildStatus::TimedOut, "timed out after 2 seconds"),
+        (("max-silent-time", "1"), BuildStatus::TimedOut, "timed out after 1 seconds"),
+        (("max-build-log-size", "1000"), BuildStatus::LogLimitExceeded, too_long),
     ] {
         let script = match setting {
             ("max-silent-time", _) => "$b sleep 30",
@@ -121,8 +123,10 @@ async fn limits_end_a_build() {
             _ => "while :; do echo line; $b sleep 0.01; done",
         };
         let start = Instant::now();
-        let (result, _) = rig.fail(&rig.derivation(setting.0, script), &[setting]).await;
+        let draft = rig.derivation(setting.0, script);
+        let (result, _) = rig.fail(&draft, &[setting]).await;
         assert_eq!(result.status, status, "{}", result.error);
+        assert_eq!(result.error, text.replace("DRV", &rig.store.store_dir().display(&rig.add(&draft))));
         assert!(start.elapsed() < Duration::from_secs(10));
     }
 }

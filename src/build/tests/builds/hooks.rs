@@ -9,14 +9,14 @@ use nix_compat::worker::{BuildMode, BuildStatus};
 use crate::rig::{Log, Rig, all_outputs, soon};
 
 /// Writes a script that is a hook; gives its path.
-fn hook(rig: &Rig, name: &str, script: &str) -> String {
+pub(crate) fn hook(rig: &Rig, name: &str, script: &str) -> String {
     let path = rig.path(name);
     std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     path.to_str().unwrap().to_owned()
 }
 
-fn hook_lines(log: &Log) -> Vec<String> {
+pub(crate) fn hook_lines(log: &Log) -> Vec<String> {
     let line = |message: Message| match message {
         Message::Result { kind: ResultKind::PostBuildLogLine, fields, .. } => match fields.as_slice() {
             [Field::Text(line)] => Some(String::from_utf8_lossy(line).into_owned()),

@@ -1,6 +1,7 @@
 //! Builds on another machine, which does as it should or does not. That stock and castored can be such machines is tested
 //! with the clients (`compat-tests`).
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use nix_compat::derivation::Output;
 use nix_compat::hash::{Hash, NarHash, sha256};
 use nix_compat::nar::NarWriter;
 use nix_compat::path_info::PathInfo;
+use nix_compat::signature::Signature;
 use nix_compat::store_path::{StoreDir, StorePath};
 use nix_compat::wire::{ReadError, Reader, Writer};
 use nix_compat::worker::handshake::{Progress, ServerHandshake, Trust};
@@ -20,7 +22,15 @@ use nix_compat::worker::stderr::{ActivityKind, Field, Message, ResultKind, Verbo
 use nix_compat::worker::{BuildMode, BuildResult, BuildStatus, Features, Protocol, Request, Response};
 use parking_lot::Mutex;
 
+use crate::hooks::{hook, hook_lines};
 use crate::rig::{Draft, Rig, all_outputs, soon};
+
+/// A key of RFC 8032's first test.
+const SECRET_KEY: &str = "here-1:nWGxne/9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2DXWpgBgrEKt9VL/tPJ\
+                          ZAc6DuFy89qmIyWvAhpo9wdRGg==";
+/// Something in the form of a signature.
+const SIGNATURE: &str = "there-1:BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcH\
+                         BwcHBwcHBwcHBwcHBwcHBwcHBw==";
 
 /// What the machine says of what it has built.
 #[derive(Clone)]
@@ -30,6 +40,7 @@ struct Machine {
     /// The contents it sends.
     sent: Vec<u8>,
     references: Vec<StorePath>,
+    signatures: BTreeSet<Signature>,
     /// It ends in the middle of the build, or never ends it.
     leaves: bool,
     hangs: bool,
@@ -43,7 +54,17 @@ impl Machine {
         let (contents, sent) = (contents.into(), contents.into());
         let (asked, gone) = (Arc::default(), Arc::default());
         let store_dir = rig.store.store_dir().clone();
-        Self { store_dir, contents, sent, references: Vec::new(), leaves: false, hangs: false, asked, gone }
+        Self {
+            store_dir,
+            contents,
+            sent,
+            references: Vec::new(),
+            signatures: BTreeSet::new(),
+            leaves: false,
+            hangs: false,
+            asked,
+            gone,
+        }
     }
 
     /// Listens; gives the entry for the list of machines.
@@ -139,7 +160,7 @@ impl Machine {
             registration_time: 1,
             nar_size: nar.len() as u64,
             ultimate: true,
-            signatures: Default::default(),
+            signatures: self.signatures.clone(),
             ca: None,
         }
     }
@@ -264,4 +285,59 @@ async fn a_machine_that_says_nothing_for_too_long_is_given_up() {
     let settings = [("builders", builders.as_str()), ("max-jobs", "0"), ("max-silent-time", "1")];
     let (failed, _) = rig.fail(&draft(&rig), &settings).await;
     assert_eq!(failed.status, BuildStatus::TimedOut, "{failed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_whose_machine_dies_is_done_elsewhere_once() {
+    let Some(rig) = Rig::new() else { return };
+    let dying = |contents: &str| Machine { leaves: true, ..Machine::new(&rig, contents) };
+    let (first, second, third) = (dying("first"), dying("second"), Machine::new(&rig, "third"));
+    let fast = |machine: &Machine, name, speed| format!("{} - - 1 {speed}", machine.start(&rig, name));
+    let (one, two, three) = (fast(&first, "1", 9), fast(&second, "2", 5), fast(&third, "3", 1));
+    let builds = |machine: &Machine| {
+        machine.asked.lock().iter().filter(|request| matches!(request, Request::BuildDerivation { .. })).count()
+    };
+
+    // From one that dies to one that does not; everybody is told of both.
+    let builders = format!("{one}; {three}");
+    let (drv, log) = rig.succeed(&draft(&rig), &[("builders", &builders), ("max-jobs", "0")]).await;
+    assert_eq!(rig.read(&rig.output(&drv, "out")), "third");
+    assert_eq!((builds(&first), builds(&third)), (1, 1));
+    assert_eq!(log.builds().len(), 2);
+    assert!(log.notes().iter().any(|note| note.ends_with("broke off: unexpected end of file; trying elsewhere")));
+
+    // It is left alone for a while, and what takes two machines down with it is tried on no third.
+    let again = rig.derivation("y", "exit 1");
+    let fourth = dying("fourth");
+    let builders = format!("{one}; {two}; {}; {three}", fast(&fourth, "4", 3));
+    let (failed, _) = rig.fail(&again, &[("builders", &builders), ("max-jobs", "0")]).await;
+    assert!(failed.error.contains("broke off"), "{}", failed.error);
+    assert_eq!([&first, &second, &fourth, &third].map(builds), [1, 1, 1, 1]);
+
+    // Or from one that dies to here.
+    let fifth = dying("fifth");
+    let here = rig.derivation("z", "echo here > $out");
+    let (drv, _) = rig.succeed(&here, &[("builders", &fast(&fifth, "5", 1))]).await;
+    assert_eq!((builds(&fifth), rig.read(&rig.output(&drv, "out")).as_str()), (1, "here\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_back_is_for_the_hook_and_keeps_its_own_signatures() {
+    let Some(rig) = Rig::new() else { return };
+    let theirs = Signature::parse(SIGNATURE).unwrap();
+    let machine = Machine { signatures: [theirs.clone()].into(), ..Machine::new(&rig, "signed there") };
+    let builders = machine.start(&rig, "machine");
+    let (path, keys) = (hook(&rig, "hook", "cat $OUT_PATHS; echo; echo $DRV_PATH"), rig.path("key"));
+    std::fs::write(&keys, SECRET_KEY).unwrap();
+    let settings = [
+        ("builders", builders.as_str()),
+        ("max-jobs", "0"),
+        ("post-build-hook", &path),
+        ("secret-key-files", keys.to_str().unwrap()),
+    ];
+    let (drv, log) = rig.succeed(&draft(&rig), &settings).await;
+    assert_eq!(hook_lines(&log), ["signed there".to_owned(), rig.store.store_dir().display(&drv)]);
+    let info = rig.store.path_info(&rig.output(&drv, "out")).unwrap().unwrap();
+    // As in stock: the keys are for what was built here.
+    assert_eq!(info.signatures, [theirs].into());
 }

@@ -14,7 +14,7 @@ use nix_compat::derivation::{
 };
 use nix_compat::hash::{Algorithm, Hash};
 use nix_compat::store_path::{StoreDir, StorePath, fixed_output_path};
-use nix_compat::worker::stderr::{ActivityKind, Field, Message, ResultKind};
+use nix_compat::worker::stderr::{ActivityKind, Field, Message, ResultKind, Verbosity};
 use nix_compat::worker::{BuildMode, BuildResult, DerivedPath, OutputsSpec};
 use parking_lot::Mutex;
 use store::{Config, Store};
@@ -36,6 +36,12 @@ pub(crate) struct Log(Mutex<Vec<Message>>);
 impl Events for Log {
     fn emit(&self, message: Message) {
         self.0.lock().push(message);
+    }
+
+    fn log(&self, level: Verbosity, line: &str) {
+        if level <= Verbosity::Info {
+            self.emit(Message::Next(line.into()));
+        }
     }
 }
 

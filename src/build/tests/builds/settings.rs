@@ -4,7 +4,7 @@ use std::path::Path;
 
 use nix_compat::worker::{BuildMode, BuildStatus};
 
-use crate::rig::Rig;
+use crate::rig::{Rig, all_outputs, soon};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn impure_variables_come_from_the_setting_first() {
@@ -78,8 +78,134 @@ async fn places_and_devices_of_the_sandbox() {
     let draft = rig.derivation("kvm", "[ -e /dev/kvm ] && echo kvm; echo > $out");
     let (_, log) = rig.succeed(&draft.env("requiredSystemFeatures", "kvm"), &[("system-features", "kvm")]).await;
     assert_eq!(!log.lines().is_empty(), Path::new("/dev/kvm").exists());
+}
 
-    let cgroups = [("use-cgroups", "true"), ("experimental-features", "cgroups")];
-    let (result, _) = rig.fail(&rig.derivation("cgroups", "echo > $out"), &cgroups).await;
-    assert!(result.error.contains("'use-cgroups' is enabled"), "{}", result.error);
+#[tokio::test(flavor = "multi_thread")]
+async fn builds_have_control_groups_of_their_own() {
+    let Some(rig) = Rig::new() else { return };
+    let settings = [("use-cgroups", "true"), ("experimental-features", "cgroups")];
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let mount = mounts.lines().find_map(|line| line.split_once(" cgroup2 ")?.0.split(' ').nth(1));
+    let Some(mount) = mount else {
+        let (result, _) = rig.fail(&rig.derivation("cgroups", "echo > $out"), &settings).await;
+        assert_eq!(result.error, "cannot determine the cgroups file system");
+        return;
+    };
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED: needs root");
+        return;
+    }
+    let groups = || {
+        let mut found = Vec::new();
+        let mut todo = vec![std::path::PathBuf::from(mount)];
+        while let Some(dir) = todo.pop() {
+            for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+                if entry.file_name().to_string_lossy().starts_with(&format!("nix-build-pid-{}-", std::process::id())) {
+                    found.push(entry.path());
+                } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    todo.push(entry.path());
+                }
+            }
+        }
+        found
+    };
+    let before = groups();
+    for (name, sandbox) in [("inside", "true"), ("outside", "false")] {
+        // Half a second of work, and something left behind.
+        let script = "$b cat /proc/self/cgroup; ($b setsid $b sleep 1000 &); x=$($b date +%s); \
+                      while [ $(( $($b date +%s) - x )) -lt 2 ]; do :; done; echo > $out";
+        let draft = rig.derivation(name, script).env("sandbox", sandbox);
+        let draft = if sandbox == "true" { draft } else { draft.env("b", "/usr/bin/busybox") };
+        let drv = rig.add(&draft);
+        let settings = [settings[0], settings[1], ("sandbox", sandbox)];
+        let (log, client) = rig.client();
+        let build = rig.scheduler.realise(vec![all_outputs(&drv)], BuildMode::Normal, rig.settings(&settings), client);
+        let watch = async {
+            soon("the first line", || !log.lines().is_empty()).await;
+            let group = groups().into_iter().find(|group| !before.contains(group)).expect("a group");
+            let processes = std::fs::read_to_string(group.join("cgroup.procs")).unwrap();
+            assert!(processes.lines().count() >= 2, "{processes}");
+            group
+        };
+        let (results, group) = tokio::join!(build, watch);
+        let result = &results[0].1;
+        assert_eq!(result.status, BuildStatus::Built, "{}", result.error);
+        assert!(!group.exists(), "the group is left");
+        let cpu = result.cpu_user.unwrap() + result.cpu_system.unwrap();
+        assert!((10_000..4_000_000).contains(&cpu), "{cpu}");
+        let own = log.lines().into_iter().find(|line| line.starts_with("0::")).unwrap();
+        if sandbox == "true" {
+            assert_eq!(own, "0::/", "the build sees where its group is");
+        } else {
+            assert!(own.ends_with(group.file_name().unwrap().to_str().unwrap()), "{own}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_are_kept_as_the_settings_say() {
+    let Some(rig) = Rig::new() else { return };
+    for (i, (settings, kept)) in [
+        (&[][..], Some(".bz2")),
+        (&[("compress-build-log", "true")], Some(".bz2")),
+        (&[("compress-build-log", "false")], Some("")),
+        (&[("keep-build-log", "false")], None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (drv, log) = rig.succeed(&rig.derivation(&format!("log{i}"), "echo a line; echo > $out"), settings).await;
+        assert_eq!(log.lines(), ["a line"]);
+        let (directory, name) = drv.base_name().split_at(2);
+        let directory = rig.path("log/drvs").join(directory);
+        let path = |ending: &str| directory.join(format!("{name}{ending}"));
+        let found: Vec<&str> = [".bz2", ""].into_iter().filter(|ending| path(ending).exists()).collect();
+        assert_eq!(found, kept.into_iter().collect::<Vec<_>>(), "{settings:?}");
+        let text = match kept {
+            Some(".bz2") => {
+                let mut text = String::new();
+                let file = std::fs::File::open(path(".bz2")).unwrap();
+                std::io::Read::read_to_string(&mut bzip2::read::BzDecoder::new(file), &mut text).unwrap();
+                text
+            }
+            Some(_) => std::fs::read_to_string(path("")).unwrap(),
+            None => continue,
+        };
+        assert_eq!(text, "a line\n");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_profile_means_nothing_here() {
+    let Some(rig) = Rig::new() else { return };
+    let profile = "(version 1) (deny default) (import \"/no/such/profile.sb\")";
+    let draft = rig.derivation("profile", "[ -e /etc/hostname ] && echo seen; echo > $out");
+    let (_, log) = rig.succeed(&draft.env("__sandboxProfile", profile), &[]).await;
+    assert!(log.lines().is_empty(), "{:?}", log.lines());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_the_machine_are_shown_where_the_settings_allow_it() {
+    let Some(rig) = Rig::new() else { return };
+    std::fs::create_dir(rig.path("open")).unwrap();
+    for name in ["open/file", "closed"] {
+        std::fs::write(rig.path(name), name).unwrap();
+    }
+    let (open, file, closed) = (rig.path("open"), rig.path("open/file"), rig.path("closed"));
+    let around = format!("{}/../closed", open.display());
+    let settings = [("allowed-impure-host-deps", open.to_str().unwrap())];
+    let draft = |name: &str, wanted: &str| {
+        let script = format!("$b cat {}; echo; $b ls {}; echo > $out", file.display(), rig.path("").display());
+        rig.derivation(name, &script).env("__impureHostDeps", wanted)
+    };
+    let wanted = format!("{} {}/none", file.display(), open.display());
+    let (_, log) = rig.succeed(&draft("open", &wanted), &settings).await;
+    assert_eq!(log.lines(), ["open/file", "open", "store"]);
+    for (i, wanted) in [closed.to_str().unwrap(), &around, "closed", "/"].into_iter().enumerate() {
+        let draft = draft(&format!("closed{i}"), wanted);
+        let (result, _) = rig.fail(&draft, &settings).await;
+        let (drv, dir) = (rig.add(&draft), rig.store.store_dir());
+        let reason = format!("requested impure path '{wanted}', but it was not in allowed-impure-host-deps");
+        assert_eq!(result.error, format!("derivation '{}' {reason}", dir.display(&drv)));
+    }
 }

@@ -2,7 +2,7 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{CollectError, Swept};
 use crate::Digest;
@@ -188,7 +188,11 @@ fn nothing_that_somebody_relies_on_is_ever_collected() {
             }
         };
         let importers: Vec<_> = (0..3).map(|thread| scope.spawn(importer(thread))).collect();
-        for _ in 0..40 {
+        let began = Instant::now();
+        let mut rounds = 0;
+        // At least so many, and until importers had time to let go of something.
+        while rounds < 40 || (removed.load(Ordering::Acquire) <= 100 && began.elapsed() < PATIENCE) {
+            rounds += 1;
             let mut collection = store.begin_collection(PATIENCE).unwrap();
             let live: Vec<u64> = registered.lock().iter().map(|(_, number)| *number).collect();
             for number in live {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::Engine;
 use crate::blob::{chunk, chunk_list, directory as directory_key};
 use crate::collect::{CollectError, Collection, Swept};
+use crate::objects::{ObjectKey, ObjectKind};
 use crate::{Digest, Error, Node};
 
 /// A collection under way: first everything alive is marked, then the rest is swept. To drop it is to abandon it.
@@ -48,6 +49,11 @@ impl Garbage {
             }
         }
         Ok(())
+    }
+
+    /// Marks the record of this digest as alive.
+    pub fn mark_record(&mut self, digest: &Digest) {
+        self.collection.mark(&ObjectKey { kind: ObjectKind::Record, digest: *digest });
     }
 
     /// Marks a node itself; directories not seen before go to `waiting`.

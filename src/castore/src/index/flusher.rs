@@ -19,6 +19,10 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the flusher waits for readers to be done before it opens the database again.
 const REOPEN_PATIENCE: Duration = Duration::from_secs(1);
 
+/// No descriptor is left, in the process and in the system.
+const EMFILE: i32 = 24;
+const ENFILE: i32 = 23;
+
 /// What the flusher and its customers tell each other.
 ///
 /// Flushes are numbered from 1. A commit that is visible before flush n starts is durable when n has succeeded, so
@@ -174,18 +178,21 @@ fn flush(inner: &Inner, data: &dyn DataFiles, rows: &mut Rows) -> Result<(), Ind
 
 /// Whether opening the database again may cure the failure.
 ///
-/// A lack of space may go away, and the write itself failed, not an fsync after it, so nothing is in doubt. A
+/// A lack of space, of descriptors or of memory may go away, and the write itself failed, not an fsync after it, so nothing
+/// is in doubt. A
 /// *poisoned* database refused the write because one of its own threads failed before, e.g. had no space to write out a
 /// table. All that thread works on is in the synced journal, from which opening starts anew. (A commit whose own fsync
 /// fails is told so with that error, not with this one.)
 fn may_pass(error: &IndexError) -> bool {
-    let full = |error: &std::io::Error| {
-        matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+    let short = |error: &std::io::Error| {
+        use std::io::ErrorKind::{OutOfMemory, QuotaExceeded, StorageFull};
+        let descriptors = matches!(error.raw_os_error(), Some(EMFILE | ENFILE));
+        descriptors || matches!(error.kind(), StorageFull | QuotaExceeded | OutOfMemory)
     };
     match error {
         IndexError::Closed | IndexError::Database { source: fjall::Error::Poisoned, .. } => true,
-        IndexError::Database { source: fjall::Error::Io(error), .. } => full(error),
-        IndexError::Database { source: fjall::Error::Storage(fjall::LsmError::Io(error)), .. } => full(error),
+        IndexError::Database { source: fjall::Error::Io(error), .. } => short(error),
+        IndexError::Database { source: fjall::Error::Storage(fjall::LsmError::Io(error)), .. } => short(error),
         _ => false,
     }
 }

@@ -121,6 +121,11 @@ impl Overlay {
         Ok(first)
     }
 
+    /// Whether the active generation holds more than half of what it may.
+    pub(super) fn is_half_full(&self) -> bool {
+        self.generations.read().active.bytes > self.bound / 2
+    }
+
     /// The generation whose write failed before, if there is one.
     pub(super) fn leftover(&self) -> Option<Arc<Generation>> {
         self.generations.read().flushing.clone()

@@ -6,14 +6,14 @@ use std::path::Path;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions};
 
-use super::{IndexError, IndexOptions, Table, database};
+use super::{IndexError, IndexOptions, Table, database, journal};
 
-/// Bytes of one table that the database gathers in memory before it writes a sorted file.
-const MEMTABLE_BYTES: u64 = 16 << 20;
 /// The database's journals may grow to this before tables are written out to shorten them (its least is 64 MiB).
 const JOURNAL_BYTES: u64 = 128 << 20;
 /// The longest name the database takes for a table.
 const MAX_NAME: usize = 255;
+/// Where in the database's directory its tables are.
+const TABLES: &str = "keyspaces";
 /// Space that must be there before a database that ran out of it is opened again.
 const PROBE_BYTES: usize = 1 << 20;
 
@@ -39,14 +39,14 @@ impl Storage {
     }
 
     /// The table called `name`, created when there is none.
-    pub(super) fn table(&mut self, name: &'static str) -> Result<Table, IndexError> {
+    pub(super) fn table(&mut self, name: &'static str, options: &IndexOptions) -> Result<Table, IndexError> {
         if name.is_empty() || name.len() > MAX_NAME {
             return Err(IndexError::TableName(name));
         }
         if let Some(number) = self.tables.iter().position(|(known, _)| *known == name) {
             return Ok(Table(number));
         }
-        let keyspace = open_keyspace(self.database()?, name)?;
+        let keyspace = open_keyspace(self.database()?, name, options)?;
         self.tables.push((name, Some(keyspace)));
         Ok(Table(self.tables.len() - 1))
     }
@@ -58,7 +58,7 @@ impl Storage {
         self.database = None;
         let database = open_database(dir, options)?;
         for (name, keyspace) in &mut self.tables {
-            *keyspace = Some(open_keyspace(&database, name)?);
+            *keyspace = Some(open_keyspace(&database, name, options)?);
         }
         self.database = Some(database);
         Ok(())
@@ -80,17 +80,33 @@ pub(super) fn has_space(dir: &Path) -> io::Result<()> {
     })
 }
 
-fn open_keyspace(database: &Database, name: &str) -> Result<Keyspace, IndexError> {
-    let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
-    database.keyspace(name, options).map_err(self::database("opening a table"))
+fn open_keyspace(database: &Database, name: &str, options: &IndexOptions) -> Result<Keyspace, IndexError> {
+    let create = || KeyspaceCreateOptions::default().max_memtable_size(options.memtable_bytes);
+    let new = !database.keyspace_exists(name);
+    let keyspace = database.keyspace(name, create).map_err(self::database("opening a table"))?;
+    if new && let Some(tables) = keyspace.path().parent() {
+        sync_dir(tables)?;
+    }
+    Ok(keyspace)
 }
 
 fn open_database(dir: &Path, options: &IndexOptions) -> Result<Database, IndexError> {
+    journal::cut_torn_batch(dir)?;
     let builder = Database::builder(dir).cache_size(options.cache_bytes).max_journaling_size(JOURNAL_BYTES);
-    builder.open().map_err(|error| match error {
+    let database = builder.open().map_err(|error| match error {
         fjall::Error::Locked => IndexError::Locked(dir.to_owned()),
         source => IndexError::Database { doing: "opening", source },
-    })
+    })?;
+    // Of tables that a process created which was killed before it could sync their names.
+    sync_dir(&dir.join(TABLES))?;
+    Ok(database)
+}
+
+/// The database syncs what is in a table's directory, but not the directory that has its name: without this, a crash can
+/// take a table away with all that was ever committed to it.
+fn sync_dir(dir: &Path) -> Result<(), IndexError> {
+    let failed = |error| IndexError::Database { doing: "syncing a directory", source: fjall::Error::Io(error) };
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
 }
 
 /// Creates the database if there is none. A crash while it creates itself would leave it in a state it cannot open, so

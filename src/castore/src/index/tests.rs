@@ -274,3 +274,14 @@ fn commits_become_durable_by_themselves() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }
+
+#[test]
+fn whoever_waits_for_room_finds_some() {
+    let dir = tempfile::tempdir().unwrap();
+    let (index, [table, _]) = open(dir.path());
+    let mut batch = Batch::new();
+    batch.put(table, b"key", vec![0; 1500]);
+    index.commit(batch).unwrap();
+    index.wait_for_room().unwrap();
+    assert!(!index.inner.overlay.is_half_full());
+}

@@ -4,7 +4,7 @@
 //! also with regard to a collection that removes entries. That step is the catalog's lock, which is held for memory
 //! operations and index lookups only, never while something is compressed or appended.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -12,7 +12,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::entry::{Entry, key_bytes};
 use super::{Core, ObjectError, ObjectKey};
 use crate::index::Batch;
-use crate::pack::{BlockBuilder, Landing, Packs};
+use crate::pack::{BlockBuilder, Form, Landing, Packs};
 
 /// What is alive in a pack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,17 +73,31 @@ impl Catalog {
         state.touched = touched;
     }
 
-    /// Objects and bytes alive.
-    pub(super) fn totals(&self) -> (u64, u64) {
+    /// What is alive in all packs together.
+    pub(super) fn totals(&self) -> Usage {
         let state = self.state.lock();
-        let sum = |total: (u64, u64), usage: &Usage| (total.0 + usage.live_objects, total.1 + usage.live_bytes);
-        state.usage.values().fold((0, 0), sum)
+        state.usage.values().fold(Usage::default(), |total, usage| Usage {
+            live_objects: total.live_objects + usage.live_objects,
+            live_bytes: total.live_bytes + usage.live_bytes,
+            raw_bytes: total.raw_bytes + usage.raw_bytes,
+        })
+    }
+}
+
+impl CatalogState {
+    /// What is alive in a pack, to be changed in `changed` before it is committed.
+    pub(crate) fn usage_in<'a>(&self, changed: &'a mut BTreeMap<u32, Usage>, pack: u32) -> &'a mut Usage {
+        changed.entry(pack).or_insert_with(|| self.usage.get(&pack).copied().unwrap_or_default())
     }
 }
 
 impl Core {
     /// Whether the object is there; if so, a collection that runs will not remove it.
     pub(super) fn touch(&self, key: &ObjectKey) -> Result<bool, ObjectError> {
+        if self.damaged.contains(key) {
+            // As if it were not here: what is put in its place is a good copy.
+            return Ok(false);
+        }
         if !self.catalog.recording.load(Ordering::Acquire) {
             return Ok(self.entry(key)?.is_some());
         }
@@ -95,28 +109,101 @@ impl Core {
         Ok(found)
     }
 
-    /// Enters the objects of a block that was appended, but for those that came to be in the meantime.
-    pub(super) fn enter(&self, block: &BlockBuilder, landing: Landing) -> Result<(), ObjectError> {
+    /// Enters the objects of a block that was appended, but for those that came to be in the meantime. A copy that is
+    /// known to be damaged gives way. What `with` changes becomes visible in the same step.
+    pub(super) fn enter(&self, block: &BlockBuilder, landing: Landing, with: Batch) -> Result<(), ObjectError> {
         let place = landing.place;
         let mut state = self.catalog.lock();
-        let mut usage = state.usage.get(&place.pack).copied().unwrap_or_default();
-        usage.raw_bytes += block.raw_length() as u64;
+        let mut changed = HashMap::from([(place.pack, state.usage.get(&place.pack).copied().unwrap_or_default())]);
         let mut batch = Batch::new();
         let mut entered = HashSet::new();
+        let mut healed = Vec::new();
         for (key, start, length) in block.objects() {
-            if entered.insert(key) && self.entry(&key)?.is_none() {
-                usage.live_objects += 1;
-                usage.live_bytes += u64::from(length);
-                let entry = Entry { place, start, length };
-                batch.put(self.tables.objects, &key_bytes(&key), entry.encode().to_vec());
+            if entered.insert(key) {
+                let damaged = self.damaged.contains(&key);
+                let before = match self.entry(&key) {
+                    Err(ObjectError::Entry(_)) if damaged => None,
+                    other => other?,
+                };
+                if before.is_none() || damaged {
+                    if let Some(before) = before {
+                        let pack = before.place.pack;
+                        let usage =
+                            changed.entry(pack).or_insert_with(|| state.usage.get(&pack).copied().unwrap_or_default());
+                        usage.live_objects = usage.live_objects.saturating_sub(1);
+                        usage.live_bytes = usage.live_bytes.saturating_sub(u64::from(before.length));
+                    }
+                    let usage = changed.entry(place.pack).or_default();
+                    usage.live_objects += 1;
+                    usage.live_bytes += u64::from(length);
+                    let entry = Entry { place, start, length };
+                    batch.put(self.tables.objects, &key_bytes(&key), entry.encode().to_vec());
+                    if damaged {
+                        healed.push(key);
+                    }
+                }
             }
             if let Some(touched) = &mut state.touched {
                 touched.insert(&key);
             }
         }
-        batch.put(self.tables.usage, &Packs::key(place.pack), usage.encode());
+        changed.entry(place.pack).or_default().raw_bytes += block.raw_length() as u64;
+        for (&pack, usage) in &changed {
+            batch.put(self.tables.usage, &Packs::key(pack), usage.encode());
+        }
+        batch.append(with);
         self.index.commit(batch)?;
-        state.usage.insert(place.pack, usage);
+        state.usage.extend(changed);
+        self.damaged.remove(&healed);
+        Ok(())
+    }
+
+    /// Gives the objects of a block that was appended, copies of what is at `old`, their new places. What the index finds
+    /// elsewhere by now, or not at all, is left alone. Returns how many objects have moved.
+    pub(crate) fn relocate(
+        &self,
+        block: &BlockBuilder,
+        old: &[Entry],
+        form: Form,
+        landing: Landing,
+    ) -> Result<u64, ObjectError> {
+        let place = landing.place;
+        let mut state = self.catalog.lock();
+        let mut changed = BTreeMap::new();
+        state.usage_in(&mut changed, place.pack).raw_bytes += block.raw_length() as u64;
+        let mut batch = Batch::new();
+        let mut moved = 0;
+        for ((key, start, length), old) in block.objects().zip(old) {
+            if self.entry(&key)? != Some(*old) {
+                continue;
+            }
+            let from = state.usage_in(&mut changed, old.place.pack);
+            from.live_objects = from.live_objects.saturating_sub(1);
+            from.live_bytes = from.live_bytes.saturating_sub(u64::from(length));
+            let to = state.usage_in(&mut changed, place.pack);
+            to.live_objects += 1;
+            to.live_bytes += u64::from(length);
+            batch.put(self.tables.objects, &key_bytes(&key), Entry { place, start, length }.encode().to_vec());
+            moved += 1;
+        }
+        for (&pack, usage) in &changed {
+            batch.put(self.tables.usage, &Packs::key(pack), usage.encode());
+        }
+        if let Some(form) = form.encode() {
+            batch.put(self.tables.forms, &Packs::key(place.pack), vec![form]);
+        }
+        self.index.commit(batch)?;
+        state.usage.extend(changed);
+        Ok(moved)
+    }
+
+    /// Notes that a sealed pack is not worth rewriting.
+    pub(crate) fn note_fixed(&self, pack: u32) -> Result<(), ObjectError> {
+        let Some(form) = Form::Fixed.encode() else { return Ok(()) };
+        let mut batch = Batch::new();
+        batch.put(self.tables.forms, &Packs::key(pack), vec![form]);
+        self.index.commit(batch)?;
+        self.packs.note_form(pack, Form::Fixed);
         Ok(())
     }
 }

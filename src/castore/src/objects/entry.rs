@@ -71,7 +71,7 @@ mod tests {
         let bytes = key_bytes(&key);
         assert_eq!(bytes[0], 3);
         assert_eq!(key_of(&bytes), Some(key));
-        assert_eq!(key_of(&[4; 33]), None);
+        assert_eq!(key_of(&[5; 33]), None);
         assert_eq!(key_of(&bytes[..32]), None);
     }
 }

@@ -7,16 +7,17 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use parking_lot::{Condvar, Mutex};
 
 use super::{Core, ObjectError};
-use crate::pack::BlockBuilder;
+use crate::index::Batch;
+use crate::pack::{BlockBuilder, Form};
 
 /// Blocks that may wait for a thread, per thread.
 const QUEUE_PER_WORKER: usize = 2;
 
 impl Core {
-    /// Compresses `block`, appends it to a pack and enters its objects into the index.
-    pub(super) fn land(&self, block: &BlockBuilder) -> Result<(), ObjectError> {
-        let landing = self.packs.append(block.encode()?)?;
-        self.enter(block, landing)
+    /// Compresses `block`, appends it to a pack and enters its objects into the index, together with what `with` changes.
+    pub(super) fn land(&self, block: &BlockBuilder, with: Batch) -> Result<(), ObjectError> {
+        let landing = self.packs.append(block.encode(Form::Quick)?)?;
+        self.enter(block, landing, with)
     }
 }
 
@@ -80,7 +81,7 @@ struct Job {
 
 impl Job {
     fn run(mut self, core: &Core) {
-        let result = core.land(&self.block);
+        let result = core.land(&self.block, Batch::new());
         self.done = true;
         self.outstanding.end(result);
     }

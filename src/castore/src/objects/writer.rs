@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use super::landing::Outstanding;
 use super::{MAX_OBJECT, ObjectError, ObjectKey, ObjectStore};
-use crate::pack::BlockBuilder;
+use crate::index::Batch;
+use crate::pack::{BlockBuilder, Form};
 
-/// A block is closed when it has gathered this many raw bytes.
-const BLOCK: usize = 128 << 10;
-/// Blocks of one writer that may be under way: bounds its memory to about this many times [`BLOCK`].
+/// Blocks of one writer that may be under way: bounds its memory to about this many times a block.
 const MAX_OUTSTANDING: usize = 8;
 /// Keys a writer remembers of what it put lately. Forgetting one costs a second copy at worst.
 const MAX_RECENT: usize = 1 << 14;
@@ -59,12 +58,12 @@ impl ObjectWriter {
             return Ok(false);
         }
         // A large object does not drag a half-full block's neighbours into a huge one.
-        if contents.len() >= BLOCK && !self.block.is_empty() {
+        if contents.len() >= Form::Quick.block() && !self.block.is_empty() {
             self.close_block()?;
         }
         self.recent.insert(key);
         self.block.push(key, contents);
-        if self.block.raw_length() >= BLOCK || self.block.is_crowded() {
+        if self.block.raw_length() >= Form::Quick.block() || self.block.is_crowded() {
             self.close_block()?;
         }
         Ok(true)
@@ -83,7 +82,27 @@ impl ObjectWriter {
         let last = std::mem::take(&mut self.block);
         // Nothing else is left to do for this thread, so it compresses the last block itself. An import of one small
         // object thus costs no change of threads.
-        let landed = if last.is_empty() { Ok(()) } else { self.store.core.land(&last) };
+        let landed = if last.is_empty() { Ok(()) } else { self.store.core.land(&last, Batch::new()) };
+        self.flushed(landed)
+    }
+
+    /// Makes everything put so far visible, and what `batch` changes in one step with the last of it: whoever sees the
+    /// changes sees the objects, and after a crash neither is there without the other.
+    pub fn flush_with(&mut self, batch: Batch) -> Result<(), ObjectError> {
+        if self.failed {
+            return Err(ObjectError::Failed);
+        }
+        let last = std::mem::take(&mut self.block);
+        let before = self.outstanding.wait();
+        let landed = match before {
+            Ok(()) if last.is_empty() => self.store.core.index.commit(batch).map_err(ObjectError::from),
+            Ok(()) => self.store.core.land(&last, batch),
+            Err(error) => Err(error),
+        };
+        self.flushed(landed)
+    }
+
+    fn flushed(&mut self, landed: Result<(), ObjectError>) -> Result<(), ObjectError> {
         let result = self.outstanding.wait().and(landed);
         self.failed = result.is_err();
         self.recent.clear();

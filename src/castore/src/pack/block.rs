@@ -6,8 +6,9 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use zstd::bulk::{Compressor, Decompressor};
 
-use super::PackError;
-use crate::objects::ObjectKey;
+use super::{Form, PackError};
+use crate::digest::Digest;
+use crate::objects::{ObjectKey, ObjectKind};
 
 /// The largest raw payload a block may have: the largest object, in a block to itself.
 pub(crate) const MAX_RAW: usize = 64 << 20;
@@ -15,13 +16,11 @@ pub(crate) const MAX_RAW: usize = 64 << 20;
 pub(super) const MAX_OBJECTS: usize = 1 << 16;
 
 const MAGIC: [u8; 4] = *b"cBLK";
-const HEADER: usize = 40;
+pub(super) const HEADER: usize = 40;
 const ROW: usize = 37;
 /// No block is longer than this.
 pub(super) const MAX_BLOCK: usize = HEADER + MAX_OBJECTS * ROW + MAX_RAW;
 
-/// Favours speed: 0.4 GB/s per core at nearly the ratio of the next levels.
-const LEVEL: i32 = 1;
 /// Compression has to save at least a 32nd, else the block is stored raw and read without decoding.
 const WORTHWHILE: usize = 32;
 /// Payloads from here on are sampled before they are compressed whole.
@@ -34,7 +33,7 @@ const RAW: u8 = 0;
 const ZSTD: u8 = 1;
 
 /// What is wrong with the bytes of a block.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BlockError {
     /// Fewer bytes than the block should have.
     #[error("the block is cut short")]
@@ -90,11 +89,11 @@ impl BlockBuilder {
     }
 
     /// Compresses what was gathered. The expensive part of writing a block; it needs no lock.
-    pub(crate) fn encode(&self) -> Result<EncodedBlock, PackError> {
+    pub(crate) fn encode(&self, form: Form) -> Result<EncodedBlock, PackError> {
         let payload_at = HEADER + self.objects.len() * ROW;
         let mut bytes = Vec::with_capacity(payload_at + zstd::zstd_safe::compress_bound(self.raw.len()));
         bytes.resize(payload_at, 0);
-        let codec = append_compressed(&self.raw, &mut bytes).map_err(PackError::Compress)?;
+        let codec = append_compressed(&self.raw, form.level(), &mut bytes).map_err(PackError::Compress)?;
         let stored = bytes.len() - payload_at;
         let checksum = xxh3_64(&bytes[payload_at..]);
 
@@ -109,7 +108,7 @@ impl BlockBuilder {
             row[1..33].copy_from_slice(key.digest.as_bytes());
             row[33..37].copy_from_slice(&length.to_le_bytes());
         }
-        Ok(EncodedBlock { bytes, payload_at })
+        Ok(EncodedBlock { bytes, payload_at, form })
     }
 }
 
@@ -117,11 +116,17 @@ impl BlockBuilder {
 pub(crate) struct EncodedBlock {
     bytes: Vec<u8>,
     payload_at: usize,
+    form: Form,
 }
 
 impl EncodedBlock {
-    pub(super) fn length(&self) -> usize {
+    /// How long the whole block is.
+    pub(crate) fn length(&self) -> usize {
         self.bytes.len()
+    }
+
+    pub(super) fn form(&self) -> Form {
+        self.form
     }
 
     /// The bytes to write at `offset`.
@@ -140,17 +145,52 @@ fn head_checksum(head: &[u8], offset: u64) -> u64 {
     hasher.digest()
 }
 
-/// The raw payload of the block `bytes`, which stands at `offset` of its file. Every checksum is verified.
-pub(super) fn decode(bytes: Vec<u8>, offset: u64) -> Result<Bytes, BlockError> {
-    let header = bytes.first_chunk::<HEADER>().ok_or(BlockError::Short)?;
+/// What a block says of itself before its payload.
+#[derive(Debug)]
+pub(crate) struct Head {
+    /// The length of the whole block in the file.
+    pub(crate) length: u32,
+    /// The objects with their offset in the raw payload and their length.
+    pub(crate) objects: Vec<(ObjectKey, u32, u32)>,
+}
+
+/// How many bytes header and table of the block have that begins with `header`.
+pub(super) fn head_length(header: &[u8; HEADER]) -> Result<usize, BlockError> {
     if header[0..4] != MAGIC {
         return Err(BlockError::Magic);
     }
     let objects = u32_at(header, 8) as usize;
-    if objects > MAX_OBJECTS {
+    if objects > MAX_OBJECTS { Err(BlockError::Head) } else { Ok(HEADER + objects * ROW) }
+}
+
+/// Header and table of a block that stands at `offset` of its file; their checksum is verified.
+pub(super) fn decode_head(head: &[u8], offset: u64) -> Result<Head, BlockError> {
+    let header = head.first_chunk::<HEADER>().ok_or(BlockError::Short)?;
+    if head.len() != head_length(header)? || head_checksum(head, offset) != u64_at(header, 32) {
         return Err(BlockError::Head);
     }
-    let payload_at = HEADER + objects * ROW;
+    let mut objects = Vec::with_capacity((head.len() - HEADER) / ROW);
+    let mut start = 0_u32;
+    for row in head[HEADER..].as_chunks::<ROW>().0 {
+        let kind = ObjectKind::from_byte(row[0]).ok_or(BlockError::Contradiction("an object of an unknown kind"))?;
+        let mut digest = [0; 32];
+        digest.copy_from_slice(&row[1..33]);
+        let length = u32_at(row, 33);
+        objects.push((ObjectKey { kind, digest: Digest::from(digest) }, start, length));
+        start = start.checked_add(length).ok_or(BlockError::Contradiction("its objects are too long"))?;
+    }
+    let stored = u32_at(header, 16);
+    if start != u32_at(header, 12) || start as usize > MAX_RAW || stored > start {
+        return Err(BlockError::Contradiction("its lengths do not agree"));
+    }
+    Ok(Head { length: head.len() as u32 + stored, objects })
+}
+
+/// The raw payload of the block `bytes`, which stands at `offset` of its file. Every checksum is verified.
+pub(super) fn decode(bytes: impl Into<Bytes>, offset: u64) -> Result<Bytes, BlockError> {
+    let bytes = bytes.into();
+    let header = bytes.first_chunk::<HEADER>().ok_or(BlockError::Short)?;
+    let payload_at = head_length(header)?;
     let head = bytes.get(..payload_at).ok_or(BlockError::Short)?;
     if head_checksum(head, offset) != u64_at(header, 32) {
         return Err(BlockError::Head);
@@ -168,7 +208,7 @@ pub(super) fn decode(bytes: Vec<u8>, offset: u64) -> Result<Bytes, BlockError> {
         return Err(BlockError::Payload);
     }
     match header[4] {
-        RAW if stored_length == raw_length => Ok(Bytes::from(bytes).slice(payload_at..)),
+        RAW if stored_length == raw_length => Ok(bytes.slice(payload_at..)),
         RAW => Err(BlockError::Contradiction("a raw payload of another length")),
         ZSTD => {
             let raw = decompress(payload, raw_length)
@@ -182,6 +222,87 @@ pub(super) fn decode(bytes: Vec<u8>, offset: u64) -> Result<Bytes, BlockError> {
     }
 }
 
+/// An object in a block: where its contents lie in the raw payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) key: ObjectKey,
+    pub(crate) start: u32,
+    pub(crate) length: u32,
+}
+
+/// The lengths in a block's header, of which nothing but their limits was verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lengths {
+    /// Header and table.
+    pub(super) head: usize,
+    pub(super) stored: usize,
+    pub(super) raw: usize,
+}
+
+impl Lengths {
+    pub(super) fn whole(self) -> usize {
+        self.head + self.stored
+    }
+}
+
+/// The length of a block's header.
+pub(super) const BLOCK_HEADER: usize = HEADER;
+
+/// What the header `bytes` begin with says of lengths; `None` when no block can have them.
+pub(super) fn lengths(bytes: &[u8]) -> Option<Lengths> {
+    let header = bytes.first_chunk::<HEADER>()?;
+    let objects = u32_at(header, 8) as usize;
+    let (raw, stored) = (u32_at(header, 12) as usize, u32_at(header, 16) as usize);
+    let possible = objects <= MAX_OBJECTS && raw <= MAX_RAW && stored <= raw;
+    possible.then_some(Lengths { head: HEADER + objects * ROW, stored, raw })
+}
+
+/// Whether header and table, which `head` is, are as they were written at `offset`.
+pub(super) fn is_head_whole(head: &[u8], offset: u64) -> bool {
+    head.first_chunk::<HEADER>().is_some_and(|header| {
+        header[0..4] == MAGIC
+            && HEADER + u32_at(header, 8) as usize * ROW == head.len()
+            && head_checksum(head, offset) == u64_at(header, 32)
+    })
+}
+
+/// The table of the block `bytes`.
+pub(super) fn rows(bytes: &[u8]) -> Result<Vec<Row>, BlockError> {
+    let lengths = lengths(bytes).ok_or(BlockError::Head)?;
+    let table = bytes.get(HEADER..lengths.head).ok_or(BlockError::Short)?;
+    let mut start = 0_usize;
+    let mut rows = Vec::with_capacity(table.len() / ROW);
+    for row in table.chunks_exact(ROW) {
+        let kind = ObjectKind::from_byte(row[0]);
+        let mut digest = [0; 32];
+        digest.copy_from_slice(&row[1..33]);
+        let length = u32_at(row, 33);
+        // A kind of a later version is passed over; its contents count all the same.
+        if let Some(kind) = kind {
+            let key = ObjectKey { kind, digest: Digest::from(digest) };
+            rows.push(Row { key, start: start as u32, length });
+        }
+        start += length as usize;
+        if start > lengths.raw {
+            return Err(BlockError::Contradiction("its objects are longer than its payload"));
+        }
+    }
+    Ok(rows)
+}
+
+/// What may be the raw payload of a damaged block: no checksum is looked at. For who knows the digests of what is in it.
+pub(super) fn salvage(bytes: &[u8]) -> Result<Bytes, BlockError> {
+    let lengths = lengths(bytes).ok_or(BlockError::Head)?;
+    // The end of the block is known from elsewhere, and the payload reaches up to it.
+    let payload = bytes.len().checked_sub(lengths.stored).and_then(|at| bytes.get(at..)).ok_or(BlockError::Short)?;
+    if lengths.stored == lengths.raw {
+        return Ok(Bytes::copy_from_slice(payload));
+    }
+    decompress(payload, lengths.raw)
+        .map(Bytes::from)
+        .map_err(|_| BlockError::Contradiction("the payload does not decompress"))
+}
+
 thread_local! {
     // A context costs a hundred kilobytes to set up; threads that compress do so all the time.
     static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
@@ -189,12 +310,13 @@ thread_local! {
 }
 
 /// Appends `raw` to `out` in the form that pays.
-fn append_compressed(raw: &[u8], out: &mut Vec<u8>) -> std::io::Result<u8> {
+fn append_compressed(raw: &[u8], level: i32, out: &mut Vec<u8>) -> std::io::Result<u8> {
     COMPRESSOR.with_borrow_mut(|slot| {
         let compressor = match slot {
             Some(compressor) => compressor,
-            None => slot.insert(Compressor::new(LEVEL)?),
+            None => slot.insert(Compressor::new(level)?),
         };
+        compressor.set_compression_level(level)?;
         let start = out.len();
         if sample_shrinks(raw, compressor)? {
             let compressed = {

@@ -1,14 +1,18 @@
 //! Building. The work is the scheduler's; here its results become what the protocol wants.
 
+use std::sync::Arc;
+
 use nix_compat::derivation::{BasicDerivation, Derivation};
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::stderr::Verbosity;
 use nix_compat::worker::{BuildMode, BuildResult, DerivedPath, Response};
+use store::TempRoots;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Session;
 use crate::error::OpError;
+use crate::events::Events;
 
 /// A repair replaces what others rely on.
 fn check_mode(session: &Session, mode: BuildMode) -> Result<(), OpError> {
@@ -36,6 +40,11 @@ pub(super) fn client(session: &Session) -> ::build::Client {
         cancel,
         gate: session.gate.clone(),
     }
+}
+
+/// A client that is no part of a build, for work that asks several times.
+pub(super) fn plain_client(events: Arc<Events>, temp_roots: Arc<TempRoots>, uid: u32) -> ::build::Client {
+    ::build::Client { events, temp_roots, uid: Some(uid), cancel: CancellationToken::new(), gate: None }
 }
 
 /// Lets a build that is the client see what it has had built.

@@ -5,16 +5,20 @@ use std::io::Read;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, PathBuf};
+use std::sync::Arc;
 
+use castore::repack::Repacked;
 use nix_compat::signature::Signature;
-use nix_compat::store_path::StorePath;
-use nix_compat::worker::stderr::Verbosity;
+use nix_compat::store_path::{StoreDir, StorePath};
+use nix_compat::worker::stderr::{ActivityKind, Field, Message, ResultKind, Verbosity};
 use nix_compat::worker::{CollectGarbage, Features, GcAction as Asked, GcTargets, Payload, Response};
-use store::{GcAction, GcOptions, GcScope};
+use store::{GcAction, GcOptions, GcScope, GcStep, GcWatch};
+use tokio_util::sync::CancellationToken;
 
 use crate::connection::Input;
 use crate::context::Session;
 use crate::error::OpError;
+use crate::events::Events;
 use crate::payload;
 
 /// What an untrusted client sees in place of a root that tells of other users.
@@ -72,13 +76,10 @@ pub(super) async fn add_permanent_root(session: &Session, path: StorePath, link:
 
 pub(super) async fn find_roots(session: &Session) -> Result<Response, OpError> {
     let trusted = session.is_trusted();
+    let events = session.events.clone();
     session
         .blocking(move |store| {
-            let mut roots = store.find_roots()?;
-            // What is not there cannot be kept, but for a temporary root, which may come before its path.
-            roots.retain(|root| {
-                AsRef::<[u8]>::as_ref(&root.link).starts_with(b"{temp:") || store.is_valid(&root.path).unwrap_or(true)
-            });
+            let roots = store.find_roots_noting(&mut |note| events.log(Verbosity::Info, note.to_string()))?;
             let shown = roots.into_iter().map(|root| {
                 let link = if root.private && !trusted { CENSORED.into() } else { root.link };
                 (link, root.path)
@@ -120,9 +121,24 @@ pub(super) async fn collect_garbage(session: &Session, asked: CollectGarbage) ->
         keep_derivations: session.settings.keep_derivations,
         keep_outputs: session.settings.keep_outputs,
     };
+    // When this is dropped, because the client is gone, the collection ends where the store is whole.
+    let stop = CancellationToken::new();
+    let _stop_with_us = stop.clone().drop_guard();
+    let store_dir = session.store().store_dir().clone();
+    let watch = Watch { events: session.events.clone(), store_dir, max_freed: asked.max_freed, stop };
+    // Whoever waits for its turn holds no thread.
+    let turns = session.daemon.collections.clone();
+    let turn = match turns.clone().try_lock_owned() {
+        Ok(turn) => turn,
+        Err(_) => {
+            watch.step(GcStep::Waiting);
+            turns.lock_owned().await
+        }
+    };
     session
         .blocking(move |store| {
-            let outcome = store.collect_garbage(&options)?;
+            let _turn = turn;
+            let outcome = store.collect_garbage_watched(&options, &watch)?;
             let display = |path: &StorePath| store.store_dir().display(path).into_bytes();
             Ok(Response::Collected {
                 paths: outcome.paths.iter().map(display).collect(),
@@ -130,6 +146,33 @@ pub(super) async fn collect_garbage(session: &Session, asked: CollectGarbage) ->
             })
         })
         .await
+}
+
+/// Tells a client how its collection goes on, in stock's words, and the collection whether the client is still there.
+struct Watch {
+    events: Arc<Events>,
+    store_dir: StoreDir,
+    max_freed: u64,
+    stop: CancellationToken,
+}
+
+impl GcWatch for Watch {
+    fn step(&self, step: GcStep<'_>) {
+        let line = match step {
+            GcStep::Waiting => "waiting for the big garbage collector lock...".to_owned(),
+            GcStep::FindingRoots => "finding garbage collector roots...".to_owned(),
+            GcStep::Noted(note) => note.to_string(),
+            GcStep::Determining => "determining live/dead paths...".to_owned(),
+            GcStep::Deleting => "deleting garbage...".to_owned(),
+            GcStep::Deleted(path) => format!("deleting '{}'", self.store_dir.display(path)),
+            GcStep::Enough => format!("deleted more than {} bytes; stopping", self.max_freed),
+        };
+        self.events.log(Verbosity::Info, line);
+    }
+
+    fn go_on(&self) -> bool {
+        !self.stop.is_cancelled()
+    }
 }
 
 pub(super) async fn add_signatures(
@@ -181,40 +224,67 @@ pub(super) async fn add_build_log(
     Ok(Response::One)
 }
 
-/// Contents are deduplicated as they come, so there is nothing to do.
-pub(super) fn optimise(session: &Session) -> Response {
-    session.events.log(Verbosity::Info, "the store is deduplicated as it is written: nothing to optimise");
-    Response::One
-}
-
-pub(super) async fn verify(session: &Session, check_contents: bool, repair: bool) -> Result<Response, OpError> {
-    if repair && !session.is_trusted() {
-        return Err(OpError::new("you are not privileged to repair paths"));
-    }
-    let events = session.events.clone();
-    events.log(Verbosity::Info, "checking path existence...");
-    let damage = session
+/// OptimiseStore: contents are deduplicated as they come, so what is left is to pack them more densely. The client waits,
+/// as with stock, and sees how far it is; it may leave, and what was done by then stays.
+pub(super) async fn optimise(session: &Session) -> Result<Response, OpError> {
+    let activity = Activity::start(session.events.clone(), ActivityKind::OptimiseStore);
+    let done = session
         .blocking(move |store| {
-            // A client that left has dropped its events.
-            let mut each = |path: &StorePath| {
-                if check_contents {
-                    let path = store.store_dir().display(path);
-                    events.log(Verbosity::Talkative, format!("checking contents of '{path}'"));
+            let mut shown = 0;
+            let done = store.optimise(&mut |done: &Repacked| {
+                if done.done_packs > shown {
+                    shown = done.done_packs;
+                    activity.progress(done.done_packs, done.expected_packs);
                 }
-                if std::sync::Arc::strong_count(&events) > 1 {
-                    ControlFlow::Continue(())
-                } else {
-                    ControlFlow::Break(())
-                }
-            };
-            Ok(store.verify(check_contents, &mut each)?)
+                if activity.has_audience() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            });
+            Ok(done?)
         })
         .await?;
-    for found in &damage {
-        session.events.log(Verbosity::Error, format!("error: {}", found.message));
+    session.events.log(
+        Verbosity::Info,
+        format!(
+            "{:.1} MiB freed by packing {} files more densely",
+            done.saved_bytes() as f64 / (1 << 20) as f64,
+            done.deleted_packs
+        ),
+    );
+    Ok(Response::One)
+}
+
+/// An activity without text, until it is dropped.
+struct Activity {
+    id: u64,
+    events: Arc<Events>,
+}
+
+impl Activity {
+    fn start(events: Arc<Events>, kind: ActivityKind) -> Self {
+        let id = ::build::activity_id();
+        events.push(Message::StartActivity {
+            id,
+            level: Verbosity::Error,
+            kind,
+            text: Vec::new(),
+            fields: Vec::new(),
+            parent: 0,
+        });
+        Self { id, events }
     }
-    if repair && !damage.is_empty() {
-        session.events.log(Verbosity::Warn, "warning: repairing is not supported yet; the paths are left as they are");
+
+    fn progress(&self, done: u64, expected: u64) {
+        let fields = [done, expected, 0, 0].map(Field::Int).to_vec();
+        self.events.push(Message::Result { id: self.id, kind: ResultKind::Progress, fields });
     }
-    Ok(Response::Bool(!damage.is_empty()))
+
+    /// Whether the client is still there: one that left has dropped its events.
+    fn has_audience(&self) -> bool {
+        Arc::strong_count(&self.events) > 1
+    }
+}
+
+impl Drop for Activity {
+    fn drop(&mut self) {
+        self.events.push(Message::StopActivity(self.id));
+    }
 }

@@ -9,6 +9,7 @@ mod query;
 mod realisation;
 mod restricted;
 mod substitutes;
+mod verify;
 
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::{Request, Response};
@@ -48,6 +49,9 @@ pub(crate) async fn perform(session: &mut Session, input: &mut Input, request: R
 
 async fn unrestricted(session: &mut Session, input: &mut Input, request: Request) -> Result<Reply, OpError> {
     let payload = request.payload(&session.protocol);
+    if adds_contents(&request) {
+        session.make_room().await;
+    }
     let response = match request {
         Request::SetOptions(sent) => {
             let granted = options::apply(&session.daemon.settings, &sent, session.is_trusted(), &session.events);
@@ -117,8 +121,21 @@ async fn unrestricted(session: &mut Session, input: &mut Input, request: Request
         Request::CollectGarbage(options) => maintain::collect_garbage(session, options).await?,
         // There is nothing to wait for: roots and collections see each other at once.
         Request::SyncWithGc => Response::One,
-        Request::OptimiseStore => maintain::optimise(session),
-        Request::VerifyStore { check_contents, repair } => maintain::verify(session, check_contents, repair).await?,
+        Request::OptimiseStore => maintain::optimise(session).await?,
+        Request::VerifyStore { check_contents, repair } => verify::verify(session, check_contents, repair).await?,
     };
     Ok(response.into())
+}
+
+/// Whether a request brings contents that take space.
+fn adds_contents(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::AddToStore(_)
+            | Request::AddToStoreOld { .. }
+            | Request::AddTextToStore { .. }
+            | Request::AddToStoreNar(_)
+            | Request::AddMultipleToStore { .. }
+            | Request::ImportPaths
+    )
 }

@@ -13,7 +13,7 @@ use nix_compat::conf::Settings;
 use nix_compat::realisation::{DrvOutput, Realisation};
 use nix_compat::store_path::StoreDir;
 use nix_compat::worker::SubstitutableInfo;
-use substitute::{Answer, Client, Outcome, Substituter, Wanted};
+use substitute::{Answer, Client, Contents, Outcome, Substituter, Wanted};
 
 use crate::common::Rig;
 use crate::objects::{add_to_store, base_name, claim, derivation, file_nar, path};
@@ -64,6 +64,9 @@ impl Substituter for Never {
         self.wait()
     }
     fn realise<'a>(&'a self, _: &'a Client, _: DrvOutput) -> Answer<'a, Outcome> {
+        self.wait()
+    }
+    fn contents<'a>(&'a self, _: &'a Client, _: Wanted) -> Answer<'a, Contents> {
         self.wait()
     }
     fn info<'a>(&'a self, _: &'a Client, _: Wanted) -> Answer<'a, Option<SubstitutableInfo>> {

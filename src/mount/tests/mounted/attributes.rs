@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::sys::statvfs::statvfs;
+use store::view::FIRST_ROOT_NUMBER;
 
 use crate::fixture::{MemoryView, SPACE, mount_or_skip, mounted};
 
@@ -45,6 +46,25 @@ fn kinds_modes_sizes_and_times() {
 
     assert_eq!(fs::read_link(store.path(&base).join("link")).unwrap(), Path::new("../elsewhere"));
     assert!(!fs::symlink_metadata(store.root()).unwrap().file_type().is_socket());
+}
+
+#[test]
+fn files_tell_which_store_path_they_belong_to() {
+    let Some(store) = mounted() else { return };
+    let view = &store.view;
+    let [first, second] = ["first", "second"].map(|name| view.add(name, view.directory([("file", view.file(name))])));
+    let recognise = store.mount.recogniser();
+    let number = |path: &Path| {
+        let found = fs::metadata(path).unwrap();
+        let device = (nix::sys::stat::major(found.dev()), nix::sys::stat::minor(found.dev()));
+        recognise((device.0 as u32, device.1 as u32), found.ino())
+    };
+    for (base, expected) in [(&first, FIRST_ROOT_NUMBER), (&second, FIRST_ROOT_NUMBER + 1)] {
+        assert_eq!(number(&store.path(base)), Some(expected));
+        assert_eq!(number(&store.path(base).join("file")), Some(expected));
+    }
+    assert_eq!(number(store.root()), None, "the store directory is no store path");
+    assert_eq!(number(Path::new("/proc/self/exe")), None);
 }
 
 #[test]

@@ -103,7 +103,7 @@ impl MemoryView {
     fn tell(&self, event: &StoreEvent) {
         let subscribers = self.subscribers.lock().clone();
         for subscriber in subscribers {
-            subscriber(event);
+            subscriber(std::slice::from_ref(event));
         }
     }
 }

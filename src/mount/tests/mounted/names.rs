@@ -133,3 +133,15 @@ fn empty_things() {
     assert_eq!(fs::read(store.path(&file)).unwrap(), b"");
     assert_eq!(errno_of(store.path(&dir).join("a")), Some(Errno::ENOENT as i32));
 }
+
+#[test]
+fn the_directory_that_stock_expects_is_there_and_listed_nowhere() {
+    let Some(store) = mounted() else { return };
+    let nothing: [(&str, _); 0] = [];
+    store.view.directory(nothing);
+    let links = store.path(".links");
+    assert!(fs::symlink_metadata(&links).unwrap().is_dir());
+    assert_eq!(names(&links), [""; 0]);
+    assert_eq!(names(store.root()), [""; 0]);
+    assert_eq!(fs::write(links.join("a"), "").unwrap_err().raw_os_error(), Some(Errno::EROFS as i32));
+}

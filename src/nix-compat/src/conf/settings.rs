@@ -201,10 +201,11 @@ settings! {
     keep_outputs: bool = false, "keep-outputs" | "gc-keep-outputs";
     /// Whether the derivations of live outputs are live.
     keep_derivations: bool = true, "keep-derivations" | "gc-keep-derivations";
-    /// Bytes of free space below which builds begin with a collection.
-    min_free: u64 = 0, "min-free";
+    /// Bytes of free space below which garbage is collected without being asked for; 0 is never. Not set in stock Nix
+    /// means 0; here the store chooses by the size of the filesystem.
+    min_free: Option<u64> = None, "min-free";
     /// Bytes of free space at which that collection stops.
-    max_free: u64 = i64::MAX as u64, "max-free";
+    max_free: Option<u64> = None, "max-free";
     /// Seconds between looks at the free space.
     min_free_check_interval: u64 = 5, "min-free-check-interval";
 }
@@ -298,7 +299,7 @@ mod tests {
         assert_eq!(settings.set("extra-platforms", "x"), Ok(true));
         assert_eq!(settings.set("extra-extra-platforms", "y"), Ok(true));
         assert_eq!(settings.set("extra-sandbox-paths", "/bin/sh=/s/sh? /etc"), Ok(true));
-        assert_eq!((settings.max_jobs, settings.max_free), (6, 3 << 30));
+        assert_eq!((settings.max_jobs, settings.max_free), (6, Some(3 << 30)));
         assert_eq!((settings.sandbox, &settings.build_users_group), (Sandbox::Relaxed, &None));
         assert_eq!(settings.substituters, ["https://cache.nixos.org/", "a", "b"]);
         assert_eq!(settings.extra_platforms, words(["x", "y"]));
@@ -355,6 +356,7 @@ mod tests {
             ("cores", "K"),
             ("cores", "1é"),
             ("max-free", "18446744073709551615T"),
+            ("min-free", ""),
             ("sandbox", "maybe"),
             ("fallback", "True"),
         ] {

@@ -59,6 +59,19 @@ impl Value for u64 {
     }
 }
 
+/// What is not set is none; it cannot be unset.
+impl Value for Option<u64> {
+    const EXPECTED: &'static str = u64::EXPECTED;
+
+    fn parse(text: &str) -> Option<Self> {
+        u64::parse(text).map(Some)
+    }
+
+    fn render(&self) -> String {
+        self.map(|number| number.render()).unwrap_or_default()
+    }
+}
+
 impl Value for String {
     const EXPECTED: &'static str = "a text";
 

@@ -60,11 +60,16 @@ fn own_prefix() -> String {
     format!("{}-", process::id())
 }
 
-/// The temporary roots of other processes, with the name of each one's file. Files of dead processes are removed.
+/// The temporary roots of other processes, with the name of each one's file. Files of dead processes are removed, and
+/// `stale` is told.
 ///
 /// # Errors
 /// When the directory or a file in it cannot be read: a collection must not go on without it.
-pub(crate) fn others(dir: &Path, store_dir: &StoreDir) -> Result<Vec<(String, StorePath)>> {
+pub(crate) fn others(
+    dir: &Path,
+    store_dir: &StoreDir,
+    stale: &mut dyn FnMut(PathBuf),
+) -> Result<Vec<(String, StorePath)>> {
     let mut roots = Vec::new();
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(roots),
@@ -78,9 +83,12 @@ pub(crate) fn others(dir: &Path, store_dir: &StoreDir) -> Result<Vec<(String, St
         }
         let path = entry.path();
         let text = match read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             text => text.map_err(|e| Error::file("read", &path, e))?,
         };
+        if text.is_none() {
+            stale(path);
+        }
         for root in text.iter().flat_map(|text| text.split(|byte| *byte == 0)) {
             if let Some((path, _)) = std::str::from_utf8(root).ok().and_then(|root| store_dir.to_store_path(root).ok())
             {

@@ -32,16 +32,34 @@ impl Fixture {
 
     pub(crate) fn reopen(&mut self) {
         self.store = None;
-        let began = Instant::now();
-        self.store = loop {
-            match Store::open(Config::new(StoreDir::default(), self.dir.path())) {
-                // A sweep may still be letting go of it.
-                Err(Error::InUse { .. }) if began.elapsed().as_secs() < 30 => {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                opened => break Some(opened.unwrap()),
+        self.store = Some(open(self.dir.path()));
+    }
+
+    /// Lets go of the store, waiting until whoever else uses it has.
+    pub(crate) fn closed(mut self) -> Self {
+        self.reopen();
+        self.store = None;
+        drop(open(self.dir.path()));
+        self
+    }
+
+    /// The store that lies in a directory.
+    pub(crate) fn over(dir: tempfile::TempDir) -> Self {
+        let store = Some(open(dir.path()));
+        Self { dir, store }
+    }
+}
+
+fn open(dir: &std::path::Path) -> Arc<Store> {
+    let began = Instant::now();
+    loop {
+        match Store::open(Config::new(StoreDir::default(), dir)) {
+            // A sweep may still be letting go of it.
+            Err(Error::InUse { .. }) if began.elapsed().as_secs() < 30 => {
+                std::thread::sleep(Duration::from_millis(10));
             }
-        };
+            opened => return opened.unwrap(),
+        }
     }
 }
 

@@ -1,10 +1,9 @@
 //! The paths that both daemons know, and requests about them, ready to be sent.
 
-use std::io::Write;
 use std::sync::OnceLock;
 
 use compat_tests::Result;
-use compat_tests::load::{self, Frames, Offer};
+use compat_tests::load::{self, Offer};
 use compat_tests::nar::Tree;
 
 use crate::sides::Side;
@@ -48,13 +47,7 @@ impl Known {
 
     /// Adds all of them.
     pub(crate) fn add_to(&self, side: &Side) -> Result<()> {
-        let mut stream = (PATHS as u64).to_le_bytes().to_vec();
-        (0..PATHS).for_each(|n| self.offer(n).write_into_multiple(&mut stream));
-        let mut request: Vec<u8> = [44_u64, 0, 1].iter().flat_map(|w| w.to_le_bytes()).collect();
-        let mut frames = Frames::new(&mut request, 32 * 1024);
-        // Into memory: that cannot fail.
-        let _ = frames.write_all(&stream).and_then(|()| frames.end());
-        side.connect()?.call(&request)
+        side.connect()?.call(&load::add_multiple((0..PATHS).map(|n| self.offer(n))))
     }
 
     /// The length of the reply to each query, found out by asking once.
