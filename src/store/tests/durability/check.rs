@@ -185,7 +185,8 @@ fn goes_on(store: &std::sync::Arc<Store>, entries: &Entries, at: usize) -> Resul
         let known = store.is_valid(&path).map_err(|error| told("asking", &error))?;
         store.add_with_info(info, &mut &archive[..]).map_err(|error| told("adding after the crash", &error))?;
         let number = store.valid_entry(&path).map_err(|error| told("reading what was added", &error))?.number;
-        let shown = |(added, shown): &(crate::ledger::Span, u32)| added.begun(at) && *shown == number;
+        // A number is shown to nobody before its reservation is durable, so one of an addition under way may be given anew.
+        let shown = |(added, shown): &(crate::ledger::Span, u32)| added.answered(at) && *shown == number;
         let taken = entries.paths.iter().any(|(other, history)| *other != path && history.added.iter().any(shown));
         if taken && !known {
             return Err(format!("{path} got the number {number}, which another path had before the crash"));

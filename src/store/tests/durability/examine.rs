@@ -1,6 +1,8 @@
 //! Crashes by the hundred.
 
 use std::fmt;
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +16,8 @@ use crate::random::Random;
 /// Where disks are written to: nothing here is about this machine's own disk.
 const SCRATCH: [&str; 2] = ["/dev/shm", "/var/tmp"];
 const THREADS: usize = 2;
+/// How long a closed store may take to let go of its directory.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A disk whose store was not as it should be.
 #[derive(Debug)]
@@ -57,10 +61,30 @@ impl fmt::Display for Found {
     }
 }
 
-/// A directory for a disk.
-pub(crate) fn scratch() -> tempfile::TempDir {
-    let place = SCRATCH.into_iter().find(|place| std::path::Path::new(place).is_dir()).unwrap();
-    tempfile::Builder::new().prefix("castored-crash-").tempdir_in(place).unwrap()
+/// A directory for a disk; removed when dropped.
+pub(crate) struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let began = Instant::now();
+        // A thread of a store that was closed just now may still write.
+        while std::fs::remove_dir_all(self.path()).is_err_and(|error| error.kind() != ErrorKind::NotFound)
+            && began.elapsed() < PATIENCE
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+pub(crate) fn scratch() -> Scratch {
+    let place = SCRATCH.into_iter().find(|place| Path::new(place).is_dir()).unwrap();
+    Scratch(tempfile::Builder::new().prefix("castored-crash-").tempdir_in(place).unwrap())
 }
 
 /// Looks at `images` disks that crashes may leave: half of them right before or after an fsync, where acknowledgements

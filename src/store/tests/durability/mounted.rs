@@ -29,8 +29,9 @@ const GENERATION: Generation = Generation(0);
 const HANDLE: FileHandle = FileHandle(0);
 /// The largest write in one piece, in bytes.
 const MAX_WRITE: u32 = 1 << 20;
-/// Blocks of [`PAGE`] bytes that are said to be free.
-const FREE: u64 = 1 << 24;
+/// Blocks of [`PAGE`] bytes that are said to be free: as few as there is a reserve with, since writing a large one would be
+/// most of what a crash can fall into.
+const FREE: u64 = 1 << 16;
 
 /// A disk that is mounted; unmounted when dropped.
 pub(crate) struct Mounted {
