@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -19,6 +19,7 @@ use crate::digest::Digest;
 use crate::index::Batch;
 use crate::objects::{Core, Entry, ObjectError, ObjectKey, ObjectKind, ObjectStore, Usage, key_of};
 use crate::pack::{PackError, Packs, Place};
+use crate::parallel;
 
 /// Objects whose places are in memory at a time: 64 bytes each.
 const SLICE: u64 = 1 << 20;
@@ -104,16 +105,15 @@ impl ObjectStore {
             }
         }
         checked.unknown = Packs::unknown(core.packs.dir())?;
-        let ended = AtomicBool::new(false);
         let mut lists = Vec::new();
         for (first, last) in self.slices() {
             let entries = self.entries_of(first, last, &mut checked)?;
             lists.extend(entries.iter().map(|(key, _)| *key).filter(|key| key.kind == ObjectKind::ChunkList));
-            let found = check_all(core, &group(entries), progress, &ended);
+            let found = check_all(core, &group(entries), progress);
             checked.objects += found.objects;
             checked.bytes += found.bytes;
             checked.damaged.extend(found.damaged);
-            if ended.load(Ordering::Acquire) {
+            if found.ended {
                 return Ok(checked);
             }
         }
@@ -141,8 +141,7 @@ impl ObjectStore {
                 Err(error) => return Err(error),
             }
         }
-        let groups = group(entries);
-        let found = check_all(&self.core, &groups, &|_| ControlFlow::Continue(()), &AtomicBool::new(false));
+        let found = check_all(&self.core, &group(entries), &|_| ControlFlow::Continue(()));
         damaged.extend(found.damaged);
         let known: HashSet<ObjectKey> = damaged.iter().map(|object| object.key).collect();
         for key in keys.iter().filter(|key| key.kind == ObjectKind::ChunkList && !known.contains(key)) {
@@ -372,36 +371,29 @@ struct Found {
     objects: u64,
     bytes: u64,
     damaged: Vec<DamagedObject>,
+    /// Not all were looked at.
+    ended: bool,
 }
 
-fn check_all(core: &Core, groups: &[Group], progress: OnBytes<'_>, ended: &AtomicBool) -> Found {
-    let next = AtomicUsize::new(0);
+fn check_all(core: &Core, groups: &[Group], progress: OnBytes<'_>) -> Found {
     let (objects, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
     let damaged = Mutex::new(Vec::new());
-    let work = || {
-        while !ended.load(Ordering::Acquire)
-            && let Some((place, members)) = groups.get(next.fetch_add(1, Ordering::Relaxed))
-        {
-            let found = check_block(core, *place, members);
-            let length: u64 = members.iter().map(|(_, entry)| u64::from(entry.length)).sum();
-            objects.fetch_add(members.len() as u64, Ordering::Relaxed);
-            bytes.fetch_add(length, Ordering::Relaxed);
-            if !found.is_empty() {
-                damaged.lock().extend(found);
-            }
-            if progress(length).is_break() {
-                ended.store(true, Ordering::Release);
-            }
+    let flow = parallel::for_each(groups, MAX_THREADS, |(place, members)| {
+        let found = check_block(core, *place, members);
+        let length: u64 = members.iter().map(|(_, entry)| u64::from(entry.length)).sum();
+        objects.fetch_add(members.len() as u64, Ordering::Relaxed);
+        bytes.fetch_add(length, Ordering::Relaxed);
+        if !found.is_empty() {
+            damaged.lock().extend(found);
         }
-    };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-    std::thread::scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(work);
-        }
-        work();
+        progress(length)
     });
-    Found { objects: objects.into_inner(), bytes: bytes.into_inner(), damaged: damaged.into_inner() }
+    Found {
+        objects: objects.into_inner(),
+        bytes: bytes.into_inner(),
+        damaged: damaged.into_inner(),
+        ended: flow.is_break(),
+    }
 }
 
 /// What is damaged of the objects of one block.

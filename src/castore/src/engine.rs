@@ -14,10 +14,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::blob::Blobs;
-use crate::collect::CollectError;
 use crate::index::{Index, IndexOptions};
 use crate::objects::{self, ObjectStore};
-use crate::repack::{Progress, Repacked, Room, Share};
 use crate::services::check_children;
 use crate::{BlobService, BlobStat, Digest, Directory, DirectoryService, Error};
 use directories::Directories;
@@ -84,32 +82,6 @@ impl Engine {
     /// Makes everything durable that was visible before the call: contents flushed and commits to the index.
     pub fn sync(&self) -> Result<(), Error> {
         Ok(self.objects.sync()?)
-    }
-
-    /// Rewrites packs of which little is alive; see [`ObjectStore::repack_sparse`].
-    ///
-    /// # Errors
-    /// When the index or the disk refuses. What was rewritten by then stays so.
-    pub fn repack_sparse(
-        &self,
-        below: Share,
-        room: Room<'_>,
-        progress: Progress<'_>,
-    ) -> Result<Repacked, CollectError> {
-        self.objects.repack_sparse(below, room, progress)
-    }
-
-    /// Whether there are packs in which nothing is alive: a crash came before they were deleted.
-    pub fn has_dead_packs(&self) -> bool {
-        self.objects.has_dead_packs()
-    }
-
-    /// Rewrites packs that take less space in the dense form; see [`ObjectStore::optimise`].
-    ///
-    /// # Errors
-    /// As for [`repack_sparse`](Self::repack_sparse).
-    pub fn optimise(&self, room: Room<'_>, progress: Progress<'_>) -> Result<Repacked, CollectError> {
-        self.objects.optimise(room, progress)
     }
 
     /// The index, in which others keep tables of their own: what they commit is durable together with the contents.

@@ -29,6 +29,7 @@ mod names;
 mod node;
 pub mod objects;
 pub mod pack;
+pub mod parallel;
 pub mod proto;
 pub mod rebuild;
 pub mod repack;

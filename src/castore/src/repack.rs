@@ -129,9 +129,7 @@ impl ObjectStore {
         };
         core.repack(core.packs.numbers(), &form, room, progress)
     }
-}
 
-impl ObjectStore {
     /// Whether there are packs in which nothing is alive, to which nothing is appended any more.
     #[must_use]
     pub fn has_dead_packs(&self) -> bool {
@@ -264,6 +262,12 @@ impl Core {
         }
         Ok(false)
     }
+
+    fn rest_after(&self, began: Instant) {
+        if self.epochs.writers() > 0 {
+            std::thread::sleep(began.elapsed().min(LONGEST_REST));
+        }
+    }
 }
 
 /// A pack on its way into another.
@@ -327,14 +331,6 @@ impl Rewriting<'_> {
         self.block = BlockBuilder::default();
         self.old.clear();
         Ok(())
-    }
-}
-
-impl Core {
-    fn rest_after(&self, began: Instant) {
-        if self.epochs.writers() > 0 {
-            std::thread::sleep(began.elapsed().min(LONGEST_REST));
-        }
     }
 }
 

@@ -13,9 +13,10 @@ mod trees;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use castore::check::DamagedObject;
+use castore::parallel;
 use nix_compat::store_path::StorePath;
 use parking_lot::Mutex;
 
@@ -182,36 +183,21 @@ impl Store {
         };
         self.for_each_readable(&mut each)?;
         watch.stage(Stage::Contents, total);
-        let (next, ended) = (AtomicUsize::new(0), AtomicBool::new(false));
         let found = Mutex::new((BTreeMap::new(), None::<Error>));
-        let work = || {
-            while !ended.load(Ordering::Acquire)
-                && let Some(digest) = paths.get(next.fetch_add(1, Ordering::Relaxed))
-            {
-                match self.check_contents_of(digest, watch) {
-                    Ok(Some((path, damage))) => drop(found.lock().0.insert(path, damage)),
-                    Ok(None) => {}
-                    Err(error) => {
-                        found.lock().1 = Some(error);
-                        ended.store(true, Ordering::Release);
-                    }
-                }
-                let size = self.entry_by_digest(digest).ok().flatten().map_or(0, |entry| entry.info.nar_size);
-                if watch.advance(size).is_break() {
-                    ended.store(true, Ordering::Release);
+        let flow = parallel::for_each(&paths, MAX_THREADS, |digest| {
+            match self.check_contents_of(digest, watch) {
+                Ok(Some((path, damage))) => drop(found.lock().0.insert(path, damage)),
+                Ok(None) => {}
+                Err(error) => {
+                    found.lock().1 = Some(error);
+                    return ControlFlow::Break(());
                 }
             }
-        };
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-        std::thread::scope(|scope| {
-            for _ in 1..threads {
-                scope.spawn(work);
-            }
-            work();
+            watch.advance(self.entry_by_digest(digest).ok().flatten().map_or(0, |entry| entry.info.nar_size))
         });
         let (affected, failure) = found.into_inner();
         report.affected.extend(affected);
-        report.ended |= ended.into_inner();
+        report.ended |= flow.is_break();
         failure.map_or(Ok(()), Err)
     }
 

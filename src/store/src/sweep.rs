@@ -53,7 +53,7 @@ impl Sweeper {
     /// Starts the thread, with a sweep if one is due from earlier. It ends when the store is dropped.
     pub(crate) fn start(store: &Arc<Store>) -> Result<()> {
         let sweeper = store.sweeper.clone();
-        if noted(store)?.is_some() || !store.has_records()? || store.engine.has_dead_packs() {
+        if noted(store)?.is_some() || !store.has_records()? || store.engine.objects().has_dead_packs() {
             sweeper.wake();
         }
         let store = Arc::downgrade(store);
@@ -240,7 +240,8 @@ impl Store {
         }
         let below = if for_space { SPARSE_WHEN_SHORT } else { SPARSE };
         // What was removed is removed: space to rewrite with may be missing, and the next sweep comes to it.
-        let repacked = self.engine.repack_sparse(below, &|| self.room(), &mut |_| flow()).unwrap_or_else(|error| {
+        let objects = self.engine.objects();
+        let repacked = objects.repack_sparse(below, &|| self.room(), &mut |_| flow()).unwrap_or_else(|error| {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot rewrite packs of which little is alive");
             Repacked::default()
         });
@@ -268,7 +269,7 @@ impl Store {
     /// # Errors
     /// When the index or the disk refuses. What was done by then stays.
     pub fn optimise(&self, progress: Progress<'_>) -> Result<Repacked> {
-        Ok(self.engine.optimise(&|| self.room(), progress)?)
+        Ok(self.engine.objects().optimise(&|| self.room(), progress)?)
     }
 
     /// What rewriting may write before it gives back: the index needs space as well.

@@ -114,7 +114,8 @@ impl Core {
     pub(super) fn enter(&self, block: &BlockBuilder, landing: Landing, with: Batch) -> Result<(), ObjectError> {
         let place = landing.place;
         let mut state = self.catalog.lock();
-        let mut changed = HashMap::from([(place.pack, state.usage.get(&place.pack).copied().unwrap_or_default())]);
+        let mut changed = BTreeMap::new();
+        state.usage_in(&mut changed, place.pack).raw_bytes += block.raw_length() as u64;
         let mut batch = Batch::new();
         let mut entered = HashSet::new();
         let mut healed = Vec::new();
@@ -127,13 +128,11 @@ impl Core {
                 };
                 if before.is_none() || damaged {
                     if let Some(before) = before {
-                        let pack = before.place.pack;
-                        let usage =
-                            changed.entry(pack).or_insert_with(|| state.usage.get(&pack).copied().unwrap_or_default());
+                        let usage = state.usage_in(&mut changed, before.place.pack);
                         usage.live_objects = usage.live_objects.saturating_sub(1);
                         usage.live_bytes = usage.live_bytes.saturating_sub(u64::from(before.length));
                     }
-                    let usage = changed.entry(place.pack).or_default();
+                    let usage = state.usage_in(&mut changed, place.pack);
                     usage.live_objects += 1;
                     usage.live_bytes += u64::from(length);
                     let entry = Entry { place, start, length };
@@ -147,7 +146,6 @@ impl Core {
                 touched.insert(&key);
             }
         }
-        changed.entry(place.pack).or_default().raw_bytes += block.raw_length() as u64;
         for (&pack, usage) in &changed {
             batch.put(self.tables.usage, &Packs::key(pack), usage.encode());
         }
