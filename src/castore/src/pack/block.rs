@@ -23,6 +23,8 @@ pub(super) const MAX_BLOCK: usize = HEADER + MAX_OBJECTS * ROW + MAX_RAW;
 
 /// Compression has to save at least a 32nd, else the block is stored raw and read without decoding.
 const WORTHWHILE: usize = 32;
+/// Shorter payloads are not worth the call: the record of a single path, or one small file.
+const COMPRESSED_FROM: usize = 512;
 /// Payloads from here on are sampled before they are compressed whole.
 const SAMPLED_FROM: usize = 64 << 10;
 const SAMPLE: usize = 4 << 10;
@@ -318,7 +320,7 @@ fn append_compressed(raw: &[u8], level: i32, out: &mut Vec<u8>) -> std::io::Resu
         };
         compressor.set_compression_level(level)?;
         let start = out.len();
-        if sample_shrinks(raw, compressor)? {
+        if raw.len() >= COMPRESSED_FROM && sample_shrinks(raw, compressor)? {
             let compressed = {
                 let mut tail = std::io::Cursor::new(&mut *out);
                 tail.set_position(start as u64);
