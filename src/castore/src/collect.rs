@@ -15,18 +15,13 @@
 //! Memory: a 16-byte fingerprint in a hash set for each marked or touched object: 17 to 39 bytes, up to 39 MB per
 //! million, and half as much again for the moment in which the set grows.
 
-use std::collections::{BTreeMap, HashSet};
-use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
-use parking_lot::{Condvar, Mutex};
-use xxhash_rust::xxh3::xxh3_128_with_seed;
+use std::time::Duration;
 
 use crate::index::{Batch, IndexError};
-use crate::objects::{Core, ObjectError, ObjectKey, ObjectStore, key_bytes, key_of};
+use crate::objects::{Core, Fingerprints, ObjectError, ObjectKey, ObjectStore, key_bytes, key_of};
 use crate::pack::{PackError, Packs};
 
 /// Entries removed in one step, during which nobody else can enter objects.
@@ -78,114 +73,13 @@ pub struct Swept {
     pub freed_bytes: u64,
 }
 
-/// A set of objects, by 16 bytes of a hash that is seeded afresh for each set: nobody can prepare two objects that
-/// are taken for one.
-pub(crate) struct Fingerprints {
-    seed: u64,
-    set: HashSet<u128, BuildHasherDefault<Folded>>,
-}
-
-/// Fingerprints are hashes already.
-#[derive(Default)]
-struct Folded(u64);
-
-impl Hasher for Folded {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
-        }
-    }
-    fn write_u128(&mut self, fingerprint: u128) {
-        self.0 = fingerprint as u64;
-    }
-}
-
-impl Fingerprints {
-    pub(crate) fn new() -> Self {
-        Self { seed: RandomState::new().hash_one(0), set: HashSet::default() }
-    }
-
-    fn of(&self, key: &ObjectKey) -> u128 {
-        xxh3_128_with_seed(&key_bytes(key), self.seed)
-    }
-
-    /// Whether `key` was not in yet.
-    pub(crate) fn insert(&mut self, key: &ObjectKey) -> bool {
-        self.set.insert(self.of(key))
-    }
-
-    pub(crate) fn contains(&self, key: &ObjectKey) -> bool {
-        self.set.contains(&self.of(key))
-    }
-}
-
-/// Which writers began when.
-#[derive(Default)]
-pub(crate) struct Epochs {
-    state: Mutex<EpochState>,
-    left: Condvar,
-    collecting: AtomicBool,
-}
-
-#[derive(Default)]
-struct EpochState {
-    current: u64,
-    writers: BTreeMap<u64, usize>,
-}
-
-impl Epochs {
-    /// Counts a writer in the current epoch, which is returned.
-    pub(crate) fn enter(&self) -> u64 {
-        let mut state = self.state.lock();
-        let epoch = state.current;
-        *state.writers.entry(epoch).or_default() += 1;
-        epoch
-    }
-
-    pub(crate) fn leave(&self, epoch: u64) {
-        let mut state = self.state.lock();
-        if let Some(count) = state.writers.get_mut(&epoch) {
-            *count -= 1;
-            if *count == 0 {
-                state.writers.remove(&epoch);
-            }
-        }
-        self.left.notify_all();
-    }
-
-    /// How many writers there are.
-    pub(crate) fn writers(&self) -> usize {
-        self.state.lock().writers.values().sum()
-    }
-
-    /// Starts a new epoch and waits until no writer of an earlier one is left; else says how many are.
-    fn turn(&self, patience: Duration) -> Result<(), usize> {
-        let deadline = Instant::now() + patience;
-        let mut state = self.state.lock();
-        state.current += 1;
-        let current = state.current;
-        loop {
-            let earlier = state.writers.range(..current).map(|(_, count)| count).sum();
-            if earlier == 0 {
-                return Ok(());
-            }
-            if self.left.wait_until(&mut state, deadline).timed_out() {
-                return Err(earlier);
-            }
-        }
-    }
-}
-
 impl ObjectStore {
     /// Begins a collection; waits at most `patience` for imports that are under way.
     ///
     /// Whoever computes what is alive does so *after* this, from what is committed then.
     pub fn begin_collection(self: &Arc<Self>, patience: Duration) -> Result<Collection, CollectError> {
         let core = &self.core;
-        if core.epochs.collecting.swap(true, Ordering::AcqRel) {
+        if !core.epochs.begin_collecting() {
             return Err(CollectError::Running);
         }
         // From here on its end is that of the recording.
@@ -337,7 +231,7 @@ impl Core {
 impl Drop for Collection {
     fn drop(&mut self) {
         self.core.catalog.record(None);
-        self.core.epochs.collecting.store(false, Ordering::Release);
+        self.core.epochs.end_collecting();
     }
 }
 

@@ -10,6 +10,9 @@
 mod catalog;
 mod damaged;
 mod entry;
+mod epochs;
+mod fingerprints;
+mod key;
 mod landing;
 mod writer;
 
@@ -22,13 +25,15 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::cache::BlockCache;
-use crate::collect::Epochs;
-use crate::digest::Digest;
 use crate::index::{Each, Index, IndexError, IndexOptions, RecoveredIndex, Table};
 use crate::pack::{Form, PackError, Packs, SEAL_AT};
 pub(crate) use catalog::{Catalog, Usage};
 use damaged::DamagedObjects;
-pub(crate) use entry::{Entry, key_bytes, key_of};
+pub(crate) use entry::Entry;
+use epochs::Epochs;
+pub(crate) use fingerprints::Fingerprints;
+pub use key::{ObjectKey, ObjectKind};
+pub(crate) use key::{key_bytes, key_of};
 use landing::Workers;
 pub use writer::ObjectWriter;
 
@@ -38,53 +43,6 @@ pub const INDEX_VERSION: u32 = 1;
 pub const MAX_OBJECT: usize = crate::pack::MAX_RAW;
 /// Threads that compress, at most; one per core when there are fewer.
 const MAX_WORKERS: usize = 4;
-
-/// What an object is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum ObjectKind {
-    /// A piece of a blob, or a whole small blob.
-    Chunk = 1,
-    /// The list of the chunks of a large blob; its digest is that of the blob.
-    ChunkList = 2,
-    /// A directory in its canonical encoding.
-    Directory = 3,
-    /// Something that the owner of the store knows, kept here so that it can be found again without the index.
-    Record = 4,
-}
-
-impl ObjectKind {
-    pub(crate) fn from_byte(byte: u8) -> Option<Self> {
-        match byte {
-            1 => Some(Self::Chunk),
-            2 => Some(Self::ChunkList),
-            3 => Some(Self::Directory),
-            4 => Some(Self::Record),
-            _ => None,
-        }
-    }
-}
-
-/// What an object is known by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ObjectKey {
-    /// What it is.
-    pub kind: ObjectKind,
-    /// BLAKE3 of what it says.
-    pub digest: Digest,
-}
-
-impl std::fmt::Display for ObjectKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let kind = match self.kind {
-            ObjectKind::Chunk => "chunk",
-            ObjectKind::ChunkList => "chunk list",
-            ObjectKind::Directory => "directory",
-            ObjectKind::Record => "record",
-        };
-        write!(f, "{kind} {}", self.digest)
-    }
-}
 
 /// Why an operation on objects failed.
 #[derive(Debug, thiserror::Error)]

@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::entry::{Entry, key_bytes};
-use super::{Core, ObjectError, ObjectKey};
+use super::entry::Entry;
+use super::key::key_bytes;
+use super::{Core, Fingerprints, ObjectError, ObjectKey};
 use crate::index::Batch;
 use crate::pack::{BlockBuilder, Form, Landing, Packs};
 
@@ -47,7 +48,7 @@ impl Usage {
 pub(crate) struct CatalogState {
     pub(crate) usage: HashMap<u32, Usage>,
     /// While a collection runs: objects that were put or found since it began, by fingerprint.
-    pub(crate) touched: Option<crate::collect::Fingerprints>,
+    pub(crate) touched: Option<Fingerprints>,
 }
 
 /// See the module.
@@ -67,7 +68,7 @@ impl Catalog {
     }
 
     /// Starts or ends the recording of what is touched.
-    pub(crate) fn record(&self, touched: Option<crate::collect::Fingerprints>) {
+    pub(crate) fn record(&self, touched: Option<Fingerprints>) {
         let mut state = self.state.lock();
         self.recording.store(touched.is_some(), Ordering::Release);
         state.touched = touched;

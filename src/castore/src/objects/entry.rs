@@ -1,11 +1,7 @@
 //! The bytes of an object's entry in the index.
 
-use super::{ObjectKey, ObjectKind};
-use crate::digest::Digest;
 use crate::pack::Place;
 
-/// Kind and digest.
-pub(crate) const KEY_LENGTH: usize = 33;
 const LENGTH: usize = 24;
 
 /// Where an object is.
@@ -38,19 +34,6 @@ impl Entry {
     }
 }
 
-pub(crate) fn key_bytes(key: &ObjectKey) -> [u8; KEY_LENGTH] {
-    let mut bytes = [0; KEY_LENGTH];
-    bytes[0] = key.kind as u8;
-    bytes[1..].copy_from_slice(key.digest.as_bytes());
-    bytes
-}
-
-pub(crate) fn key_of(bytes: &[u8]) -> Option<ObjectKey> {
-    let (&kind, digest) = bytes.split_first()?;
-    let digest: [u8; 32] = digest.try_into().ok()?;
-    Some(ObjectKey { kind: ObjectKind::from_byte(kind)?, digest: Digest::from(digest) })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,15 +46,5 @@ mod tests {
         assert_eq!(entry.encode()[..], bytes);
         assert_eq!(Entry::decode(&bytes), Some(entry));
         assert_eq!(Entry::decode(&bytes[..23]), None);
-    }
-
-    #[test]
-    fn a_key_is_kind_and_digest() {
-        let key = ObjectKey { kind: ObjectKind::Directory, digest: Digest::from([7; 32]) };
-        let bytes = key_bytes(&key);
-        assert_eq!(bytes[0], 3);
-        assert_eq!(key_of(&bytes), Some(key));
-        assert_eq!(key_of(&[5; 33]), None);
-        assert_eq!(key_of(&bytes[..32]), None);
     }
 }
