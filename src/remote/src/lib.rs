@@ -21,6 +21,6 @@ pub mod worker;
 
 pub use error::ClientError;
 pub use process::Stopper;
-pub use store::{BuildLog, RemoteStore, SharedLog};
+pub use store::{BuildLog, Download, RemoteStore, SharedLog};
 pub use wire::{Limits, Ready, Stream};
 pub use worker::Connection;

@@ -15,7 +15,7 @@ use nix_compat::store_path::{StoreDir, StorePath};
 use nix_compat::store_uri::StoreUri;
 use nix_compat::wire::Writer;
 use nix_compat::worker::handshake::Trust;
-use nix_compat::worker::stderr::{Field, Message, ResultKind};
+use nix_compat::worker::stderr::{ActivityKind, Field, Message, ResultKind, Verbosity};
 use nix_compat::worker::{
     AddToStoreNar, BuildMode, BuildResult, DerivedPath, NEWEST_MINOR, OutputsSpec, Request, Response, write_path_info,
 };
@@ -42,6 +42,28 @@ pub trait BuildLog: Send {
     fn phase(&mut self, phase: &str);
     /// The machine has something to say that is not the builder's.
     fn note(&mut self, text: &str);
+    /// The build downloads something.
+    fn download(&mut self, news: Download);
+}
+
+/// What a build says of one of its downloads, under a number of the other machine's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Download {
+    /// It begins.
+    Started {
+        /// Its number.
+        id: u64,
+        /// Who is to see it.
+        level: Verbosity,
+        /// What is shown.
+        text: String,
+        /// The URL, as the protocol has it.
+        fields: Vec<Field>,
+    },
+    /// How far it is: bytes done and expected, and two numbers that mean nothing here.
+    Progress(u64, [u64; 4]),
+    /// It, or another activity of that number, is over.
+    Ended(u64),
 }
 
 /// A log that the process's standard error and the protocol both write to.
@@ -280,7 +302,7 @@ impl RemoteStore {
     /// use any more.
     ///
     /// # Errors
-    /// [`ClientError`] when there is none.
+    /// [`ClientError`] when there is none, or when the connection broke before its end, whatever `read` made of that.
     pub fn nar<T>(&mut self, path: &StorePath, read: impl FnOnce(&mut dyn Read) -> T) -> Result<T> {
         let asked = match &mut self.client {
             Client::Worker(connection) => connection.call(&Request::NarFromPath(path.clone()), nothing).map(drop),
@@ -289,10 +311,16 @@ impl RemoteStore {
             }
         };
         asked.map_err(|error| self.explain(error))?;
-        Ok(match &mut self.client {
-            Client::Worker(connection) => read(connection.payload()),
-            Client::Serve(connection) => read(connection.payload()),
-        })
+        let payload: &mut dyn Read = match &mut self.client {
+            Client::Worker(connection) => connection.payload(),
+            Client::Serve(connection) => connection.payload(),
+        };
+        let mut payload = Payload { payload, broken: None };
+        let value = read(&mut payload);
+        match payload.broken {
+            None => Ok(value),
+            Some(error) => Err(self.explain(ClientError::Broken(error))),
+        }
     }
 
     fn explain(&self, error: ClientError) -> ClientError {
@@ -300,6 +328,26 @@ impl RemoteStore {
             Some(process) if !matches!(error, ClientError::Refused(_)) => process.explain(error),
             _ => error,
         }
+    }
+}
+
+/// What is received beside messages. Its reader may say of a connection that breaks what it likes.
+struct Payload<'a> {
+    payload: &'a mut dyn Read,
+    broken: Option<io::Error>,
+}
+
+impl Read for Payload<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let read = self.payload.read(buf);
+        match &read {
+            Ok(0) if !buf.is_empty() => self.broken = Some(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                self.broken = Some(io::Error::new(error.kind(), error.to_string()));
+            }
+            _ => {}
+        }
+        read
     }
 }
 
@@ -380,7 +428,8 @@ fn watched(connection: &mut worker::Connection, request: &Request, log: &SharedL
     answer
 }
 
-/// Takes a daemon's messages during a build. What it says of its own activities is left out, but for the builder's words.
+/// Takes a daemon's messages during a build. What it says of its own activities is left out, but for the builder's words
+/// and downloads.
 struct Listener<'a> {
     log: &'a SharedLog,
     /// Nix 2.3 says a line twice, the first time as a message of its own.
@@ -406,6 +455,19 @@ impl Listener<'_> {
                     self.log.lock().phase(&String::from_utf8_lossy(phase));
                 }
             }
+            Message::StartActivity { id, level, kind: ActivityKind::FileTransfer, text, fields, .. } => {
+                let text = String::from_utf8_lossy(&text).into_owned();
+                self.log.lock().download(Download::Started { id, level, text, fields });
+            }
+            Message::Result { id, kind: ResultKind::Progress, fields } => {
+                // Clients take for granted that what they are told has all its fields.
+                let [Field::Int(done), Field::Int(expected), Field::Int(running), Field::Int(failed)] = fields[..]
+                else {
+                    return;
+                };
+                self.log.lock().download(Download::Progress(id, [done, expected, running, failed]));
+            }
+            Message::StopActivity(id) => self.log.lock().download(Download::Ended(id)),
             Message::Next(text) => {
                 self.finish();
                 let text = String::from_utf8_lossy(&text).trim_end().to_owned();

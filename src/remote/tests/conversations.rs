@@ -21,7 +21,7 @@ use nix_compat::worker::handshake::{Progress, ServerHandshake, Trust};
 use nix_compat::worker::stderr::{ErrorMessage, Message};
 use nix_compat::worker::{AddToStoreNar, Features, Protocol, Request, Response};
 use parking_lot::Mutex;
-use remote::{BuildLog, ClientError, Connection, Limits, RemoteStore, SharedLog, Stopper};
+use remote::{BuildLog, ClientError, Connection, Download, Limits, RemoteStore, SharedLog, Stopper};
 
 const PATIENCE: Duration = Duration::from_millis(300);
 
@@ -272,6 +272,8 @@ impl BuildLog for Collected {
     fn phase(&mut self, _: &str) {}
 
     fn note(&mut self, _: &str) {}
+
+    fn download(&mut self, _: Download) {}
 }
 
 #[test]

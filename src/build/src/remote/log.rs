@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use remote::{BuildLog, Stopper};
+use remote::{BuildLog, Download, Stopper};
 
 use crate::log::{LineSplitter, LogFile};
 use crate::scheduler::graph::Goal;
@@ -52,6 +52,15 @@ impl BuildLog for RemoteLog {
 
     fn note(&mut self, text: &str) {
         self.goal.feed.note(text);
+    }
+
+    fn download(&mut self, news: Download) {
+        let feed = &self.goal.feed;
+        match news {
+            Download::Started { id, level, text, fields } => feed.transfer_started(id, level, text, fields),
+            Download::Progress(id, numbers) => feed.transfer_progress(id, numbers),
+            Download::Ended(id) => feed.transfer_ended(id),
+        }
     }
 }
 

@@ -187,7 +187,8 @@ impl Feed {
         true
     }
 
-    fn transfer_started(&self, own: u64, level: Verbosity, text: String, fields: Vec<Field>) {
+    /// The builder downloads something, under a number of its own.
+    pub(crate) fn transfer_started(&self, own: u64, level: Verbosity, text: String, fields: Vec<Field>) {
         let mut state = self.state.lock();
         let State { watchers, run: Some(run), .. } = &mut *state else { return };
         if run.transfers.len() == MAX_TRANSFERS || run.transfers.contains_key(&own) {
@@ -198,7 +199,8 @@ impl Feed {
         run.transfers.insert(own, (transfer, None));
     }
 
-    fn transfer_progress(&self, own: u64, numbers: [u64; 4]) {
+    /// How far a download is.
+    pub(crate) fn transfer_progress(&self, own: u64, numbers: [u64; 4]) {
         let mut state = self.state.lock();
         let State { watchers, run: Some(run), .. } = &mut *state else { return };
         let Some((transfer, progress)) = run.transfers.get_mut(&own) else { return };
@@ -206,7 +208,8 @@ impl Feed {
         watchers.iter().for_each(|watcher| watcher.session.transfer_progress(transfer.id, numbers));
     }
 
-    fn transfer_ended(&self, own: u64) {
+    /// A download is over, if that is what had the number.
+    pub(crate) fn transfer_ended(&self, own: u64) {
         let mut state = self.state.lock();
         let State { watchers, run: Some(run), .. } = &mut *state else { return };
         let Some((transfer, _)) = run.transfers.remove(&own) else { return };

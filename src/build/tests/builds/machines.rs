@@ -32,6 +32,9 @@ const SECRET_KEY: &str = "here-1:nWGxne/9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2DXWpg
 const SIGNATURE: &str = "there-1:BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcH\
                          BwcHBwcHBwcHBwcHBwcHBwcHBw==";
 
+/// Bytes of the last word of a NAR.
+const NAR_END: usize = 16;
+
 /// What the machine says of what it has built.
 #[derive(Clone)]
 struct Machine {
@@ -41,8 +44,9 @@ struct Machine {
     sent: Vec<u8>,
     references: Vec<StorePath>,
     signatures: BTreeSet<Signature>,
-    /// It ends in the middle of the build, or never ends it.
+    /// It ends in the middle of the build, or of what it has built, or never ends it.
     leaves: bool,
+    leaves_later: bool,
     hangs: bool,
     /// What it was asked to build, and whether its client has gone.
     asked: Arc<Mutex<Vec<Request>>>,
@@ -61,6 +65,7 @@ impl Machine {
             references: Vec::new(),
             signatures: BTreeSet::new(),
             leaves: false,
+            leaves_later: false,
             hangs: false,
             asked,
             gone,
@@ -115,6 +120,11 @@ impl Machine {
             };
             self.answer(&request, &protocol, &mut writer);
             self.asked.lock().push(request.clone());
+            if matches!(request, Request::NarFromPath(_)) && self.leaves_later {
+                let all = writer.take();
+                stream.write_all(&all[..all.len() - NAR_END]).ok()?;
+                return None;
+            }
             if matches!(request, Request::BuildDerivation { .. }) {
                 if self.leaves {
                     return None;
@@ -135,6 +145,12 @@ impl Machine {
             say(Message::StartActivity { id: 7, level: Verbosity::Info, kind, text, fields, parent: 0 });
             let fields = vec![Field::Text(b"far away".to_vec())];
             say(Message::Result { id: 7, kind: ResultKind::BuildLogLine, fields });
+            let (kind, text, fields) = (ActivityKind::FileTransfer, b"downloading".to_vec(), Vec::new());
+            say(Message::StartActivity { id: 8, level: Verbosity::Info, kind, text, fields, parent: 7 });
+            let fields = [5, 9, 0, 0].map(Field::Int).to_vec();
+            say(Message::Result { id: 8, kind: ResultKind::Progress, fields });
+            say(Message::StopActivity(8));
+            say(Message::StopActivity(7));
         }
         say(Message::Last);
         let response = match request {
@@ -209,6 +225,21 @@ async fn what_another_machine_builds_is_valid_here() {
         _ => false,
     });
     assert!(named, "the activity does not name the machine");
+    let download = log.messages().into_iter().find_map(|message| match message {
+        Message::StartActivity { id, kind: ActivityKind::FileTransfer, text, parent, .. } if text == b"downloading" => {
+            Some((id, parent))
+        }
+        _ => None,
+    });
+    let (download, parent) = download.expect("its download is shown");
+    let far = |message: &Message| {
+        let fields = [5, 9, 0, 0].map(Field::Int).to_vec();
+        *message == Message::Result { id: download, kind: ResultKind::Progress, fields }
+    };
+    assert!(log.messages().iter().any(far));
+    assert!(log.messages().contains(&Message::StopActivity(download)));
+    let of_build = |message: &Message| matches!(message, Message::StartActivity { id, kind: ActivityKind::Build, .. } if *id == parent);
+    assert!(log.messages().iter().any(of_build));
     let asked = machine.asked.lock();
     let sent = asked.iter().find_map(|request| match request {
         Request::BuildDerivation { derivation, .. } => Some(derivation.clone()),
@@ -319,6 +350,18 @@ async fn a_build_whose_machine_dies_is_done_elsewhere_once() {
     let here = rig.derivation("z", "echo here > $out");
     let (drv, _) = rig.succeed(&here, &[("builders", &fast(&fifth, "5", 1))]).await;
     assert_eq!((builds(&fifth), rig.read(&rig.output(&drv, "out")).as_str()), (1, "here\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_dies_while_it_hands_its_work_over_has_lost_it() {
+    let Some(rig) = Rig::new() else { return };
+    let first = Machine { leaves_later: true, ..Machine::new(&rig, "first") };
+    let second = Machine::new(&rig, "second");
+    let builders = format!("{} - - 1 9; {} - - 1 1", first.start(&rig, "1"), second.start(&rig, "2"));
+    let (drv, log) = rig.succeed(&draft(&rig), &[("builders", &builders), ("max-jobs", "0")]).await;
+    assert_eq!(rig.read(&rig.output(&drv, "out")), "second");
+    let told = |note: &String| note.contains("copying its outputs") && note.ends_with("trying elsewhere");
+    assert!(log.notes().iter().any(told), "{:?}", log.notes());
 }
 
 #[tokio::test(flavor = "multi_thread")]
