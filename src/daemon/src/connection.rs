@@ -80,8 +80,14 @@ impl Input {
     /// # Errors
     /// When the socket fails.
     pub(crate) async fn fill(&mut self, room: usize) -> Result<bool, ConnectionError> {
+        let received = self.stream.receive(&mut self.buffer, room).await;
+        self.filled(received)
+    }
+
+    /// What became of waiting for more bytes.
+    fn filled(&mut self, received: io::Result<usize>) -> Result<bool, ConnectionError> {
         let failed = |source| ConnectionError::Io { action: "receive from", source };
-        match self.stream.receive(&mut self.buffer, room).await {
+        match received {
             Ok(n) => {
                 self.tape.put(&self.buffer[self.buffer.len() - n..]);
                 Ok(n > 0)
@@ -148,7 +154,8 @@ impl Input {
         if self.buffer.is_empty() {
             // An idle connection keeps no buffer.
             self.buffer = BytesMut::new();
-            if !self.fill(SMALL_READ).await? {
+            let received = self.stream.look(&mut self.buffer, SMALL_READ).await;
+            if !self.filled(received)? {
                 return Ok(None);
             }
         }
