@@ -129,9 +129,10 @@ impl PrivateApt {
         command
     }
 
-    /// Downloads a package and everything it depends on; answers the package files.
-    pub fn download_closure(&self, package: &str) -> Result<Vec<PathBuf>> {
-        run(self.get().args(["--download-only", "install", package]))?;
+    /// Downloads packages and everything they depend on, which does not name what every system has; answers the package
+    /// files.
+    pub fn download_closure(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+        run(self.get().args(["--download-only", "install"]).args(packages))?;
         let archives = self.dir.join("cache/archives");
         let mut debs = files_in(&archives)?;
         debs.retain(|f| f.extension().is_some_and(|e| e == "deb"));

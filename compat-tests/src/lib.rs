@@ -29,6 +29,7 @@ pub mod releases;
 pub mod room;
 pub mod sources;
 pub mod subject;
+pub mod toolchain;
 pub mod tree;
 pub mod wire;
 

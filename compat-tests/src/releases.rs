@@ -74,7 +74,7 @@ fn fetch(cache: &Path, release: &Release, suite: &str) -> Result<()> {
     for dir in [&root, &new.join("bin"), &new.join("lib"), &new.join("libexec/nix"), &new.join("share")] {
         fs::create_dir_all(dir).doing("creating", dir)?;
     }
-    for deb in PrivateApt::new(&work, "deb", suite)?.download_closure("nix-bin")? {
+    for deb in PrivateApt::new(&work, "deb", suite)?.download_closure(&["nix-bin"])? {
         let name = deb.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if ["lib", "nix-bin", "zlib", "bash-static"].iter().any(|p| name.starts_with(p)) {
             run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&root))?;

@@ -32,7 +32,7 @@ pub(super) fn fetch(cache: &Path) -> Result<PathBuf> {
     for dir in [&root, &new.join("bin"), &new.join("lib")] {
         fs::create_dir_all(dir).doing("creating", dir)?;
     }
-    for deb in PrivateApt::new(&work, "deb", SUITE)?.download_closure("jq")? {
+    for deb in PrivateApt::new(&work, "deb", SUITE)?.download_closure(&["jq"])? {
         let name = deb.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if name.starts_with("jq") || name.starts_with("lib") {
             run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&root))?;

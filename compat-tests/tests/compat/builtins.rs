@@ -104,6 +104,22 @@ fn a_file_is_fetched() {
         let name = format!("file-{version}");
         let out = s.build_with(version, &fetch(&name, "/file", &digest(b"fetched"))).ok().unwrap().text();
         assert_eq!(fs::read_to_string(out).unwrap(), "fetched", "{version}");
+        // A bar lives on this: the download, how far it is, its end.
+        let watched = format!("watched-{version}");
+        let release = s.machine.release(version).unwrap();
+        let watch = Call::nix(&s.room, Who::User, release, "nix").args(["build", "--no-link", "--impure", "--expr"]);
+        let watch = watch.arg(fetch(&watched, "/file", &digest(b"fetched"))).args(["--log-format", "internal-json"]);
+        let log = watch.ok().unwrap().stderr;
+        let lines: Vec<&str> = log.lines().filter(|line| line.starts_with("@nix ")).collect();
+        let start = format!("downloading 'http://{address}/file'");
+        let started = lines.iter().find(|line| line.contains(&start) && line.contains(r#""type":101"#));
+        let id = started.and_then(|line| line.split(r#""id":"#).nth(1)?.split(',').next()).expect(&log);
+        let of_it = |action: &str| {
+            let (action, id) = (format!(r#""action":"{action}""#), format!(r#""id":{id}"#));
+            lines.iter().filter(move |line| line.contains(&action) && line.contains(&id)).collect::<Vec<_>>()
+        };
+        assert!(of_it("result").iter().any(|line| line.contains(r#""fields":[7,7,0,0]"#)), "{version}: {log}");
+        assert_eq!(of_it("stop").len(), 1, "{version}: {log}");
         let missing = s.build_with(version, &fetch("missing", "/none", &digest(b"gone"))).fails().unwrap();
         expect_contains(&missing.stderr, &format!("unable to download 'http://{address}/none': HTTP error 404"))
             .unwrap();

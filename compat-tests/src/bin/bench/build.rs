@@ -4,6 +4,7 @@
 //!
 //! `CASTORED_BENCH_ONLY=text` measures the rows that have the text in their names, `CASTORED_BENCH_ROUNDS=n` so often.
 
+mod hello;
 mod rows;
 mod watch;
 
@@ -52,7 +53,7 @@ pub(crate) struct Bench {
 type Measure = fn(&Side, &Bench) -> Result<Vec<Figure>>;
 
 /// What is measured, by names that can be asked for.
-const ROWS: [(&str, Measure); 9] = [
+const ROWS: [(&str, Measure); 10] = [
     ("idle", rows::idle),
     ("independent", rows::independent),
     ("chain", rows::chain),
@@ -62,6 +63,7 @@ const ROWS: [(&str, Measure); 9] = [
     ("large", rows::large),
     ("shared", rows::shared),
     ("clients", rows::clients),
+    ("hello", hello::hello),
 ];
 
 /// Whether all targets are reached.
