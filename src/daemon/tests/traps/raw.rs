@@ -275,6 +275,11 @@ impl Raw {
         }
     }
 
+    /// The same where the daemon has taken all that was sent: then nothing that it has said can be lost.
+    pub(crate) fn closed_in_order(&mut self) {
+        assert_eq!(self.stream.read(&mut [0]).expect("the end of the stream"), 0);
+    }
+
     /// Whatever else the daemon says before it closes.
     pub(crate) fn read_to_end(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();

@@ -54,6 +54,12 @@ fn trap_18_padding_is_zero() {
         assert_eq!(client.refused(), "non-zero padding");
         client.closed();
     }
+    // Also with all of the request still in the socket, which is where the daemon leaves it until it has answered.
+    let mut client = Raw::new(&rig, NEWEST);
+    std::thread::sleep(Duration::from_millis(100));
+    client.send(&Msg(damaged(&op(1).text(&padded).0, 1)));
+    assert_eq!(client.refused(), "non-zero padding");
+    client.closed_in_order();
     // The archive ends "abc", five zeros, ")" with its length, seven zeros.
     let archive = file_nar("abc");
     let mut client = Raw::new(&rig, NEWEST);
