@@ -34,6 +34,38 @@ pub fn dump_tree(parent: BorrowedFd<'_>, name: &Path, out: &mut dyn Write) -> io
     Dump::new(out, Care::Foreign).run(parent, name)
 }
 
+/// A file that has several names, as long as none of them is removed and its number taken by another file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Inode {
+    /// Its number on its file system.
+    pub number: u64,
+    /// When it was last changed or linked: seconds and nanoseconds.
+    pub changed: (i64, i64),
+    /// How many names it has.
+    pub names: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Somebody who may know what is in files that have several names.
+pub trait KnownFiles {
+    /// The contents of the file at this path below the tree's root (which is the empty path): as many bytes as it has, or
+    /// none, and then they are read from the file.
+    fn contents(&mut self, path: &Path, file: Inode) -> Option<Box<dyn Read + '_>>;
+}
+
+/// As [`dump_tree`], but contents that `known` has are not read.
+pub fn dump_tree_knowing(
+    parent: BorrowedFd<'_>,
+    name: &Path,
+    known: &mut dyn KnownFiles,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let mut dump = Dump::new(out, Care::Foreign);
+    dump.known = Some(known);
+    dump.run(parent, name)
+}
+
 /// As [`dump_tree`], for a tree that belongs to this process: what its owner may not read is made readable first.
 pub(crate) fn dump_own_tree(parent: BorrowedFd<'_>, name: &Path, out: &mut dyn Write) -> io::Result<()> {
     Dump::new(out, Care::Own).run(parent, name)
@@ -68,6 +100,7 @@ struct Level {
 
 struct Dump<'a> {
     nar: NarWriter<&'a mut dyn Write>,
+    known: Option<&'a mut dyn KnownFiles>,
     levels: Vec<Level>,
     /// Where the walk is, for messages.
     path: PathBuf,
@@ -77,7 +110,8 @@ struct Dump<'a> {
 
 impl<'a> Dump<'a> {
     fn new(out: &'a mut dyn Write, care: Care) -> Self {
-        Self { nar: NarWriter::new(out), levels: Vec::new(), path: PathBuf::new(), care, buffer: vec![0; PIECE] }
+        let (nar, buffer) = (NarWriter::new(out), vec![0; PIECE]);
+        Self { nar, known: None, levels: Vec::new(), path: PathBuf::new(), care, buffer }
     }
 
     fn run(mut self, parent: BorrowedFd<'_>, name: &Path) -> io::Result<()> {
@@ -132,8 +166,20 @@ impl<'a> Dump<'a> {
         }
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         self.nar.regular_header(stat.st_mode & ANY_EXECUTE != 0, size).map_err(nar_error)?;
+        let mut known = None;
+        if stat.st_nlink > 1
+            && let Some(others) = &mut self.known
+        {
+            let below: PathBuf = self.path.components().skip(1).collect();
+            let (number, names) = (stat.st_ino, stat.st_nlink);
+            known =
+                others.contents(&below, Inode { number, changed: (stat.st_ctime, stat.st_ctime_nsec), names, size });
+        }
         loop {
-            let length = file.read(&mut self.buffer)?;
+            let length = match &mut known {
+                Some(known) => known.read(&mut self.buffer)?,
+                None => file.read(&mut self.buffer)?,
+            };
             if length == 0 {
                 break;
             }
@@ -284,6 +330,32 @@ mod tests {
         ];
         assert_eq!(outline(&dump(dir.path(), "out").unwrap()), expected);
         assert_eq!(outline(&dump(&root, "link").unwrap()), ["link /etc"]);
+    }
+
+    #[test]
+    fn what_is_known_of_files_with_several_names_is_not_read() {
+        struct Known(Vec<(PathBuf, Inode)>);
+        impl KnownFiles for Known {
+            fn contents(&mut self, path: &Path, file: Inode) -> Option<Box<dyn Read + '_>> {
+                self.0.push((path.to_owned(), file));
+                (path == Path::new("sub/b")).then(|| Box::new(&b"known"[..]) as Box<dyn Read>)
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("out");
+        fs::create_dir_all(root.join("sub")).unwrap();
+        fs::write(root.join("a"), "12345").unwrap();
+        fs::write(root.join("alone"), "alone").unwrap();
+        fs::hard_link(root.join("a"), root.join("sub/b")).unwrap();
+        let mut known = Known(Vec::new());
+        let mut out = Vec::new();
+        let parent = File::open(dir.path()).unwrap();
+        dump_tree_knowing(parent.as_fd(), Path::new("out"), &mut known, &mut out).unwrap();
+        let [(one, first), (other, second)] = &known.0[..] else { panic!("{:?}", known.0) };
+        assert_eq!((one.as_path(), other.as_path()), (Path::new("a"), Path::new("sub/b")));
+        assert_eq!((first, first.names, first.size), (second, 2, 5));
+        let contents = |bytes: &[u8]| out.windows(5).filter(|window| *window == bytes).count();
+        assert_eq!((contents(b"12345"), contents(b"known"), contents(b"alone")), (1, 1, 2), "with a name");
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub mod scheduler;
 mod signing;
 mod users;
 
-pub use dump::dump_tree;
+pub use dump::{dump_tree, dump_tree_knowing};
 pub use failure::{exit_status, request_error};
 pub use recursive::{Gate, GateError, RecursiveStore, Serving};
 pub use sandbox::sandbox_main;

@@ -60,7 +60,9 @@ pub enum IndexError {
     #[error("writing the index to disk")]
     Flush(#[source] Arc<IndexError>),
     /// The journal is damaged before its end: what follows the damage was durable, and must not be thrown away with it.
-    #[error("the index's journal {path} is damaged at {offset}")]
+    #[error(
+        "the index's journal {path} is damaged at {offset}; `castored fsck --rebuild-index` makes a new index from the packs"
+    )]
     Journal {
         /// The journal.
         path: PathBuf,
@@ -100,7 +102,7 @@ pub struct IndexOptions {
 
 impl Default for IndexOptions {
     fn default() -> Self {
-        Self { cache_bytes: 32 << 20, overlay_bytes: 16 << 20, memtable_bytes: 16 << 20 }
+        Self { cache_bytes: 32 << 20, overlay_bytes: 16 << 20, memtable_bytes: 8 << 20 }
     }
 }
 
@@ -182,6 +184,11 @@ pub trait DataFiles: Send + Sync {
     ///
     /// Called by the flusher thread only. It must not commit to the index.
     fn make_durable(&self) -> std::io::Result<Vec<DataRow>>;
+
+    /// What the calls of [`make_durable`](Self::make_durable) have returned is durable in the index now.
+    ///
+    /// Called by the flusher thread only. It must not commit to the index.
+    fn recorded(&self) {}
 }
 
 /// The index's parts, shared by its owner and the flusher.

@@ -39,6 +39,11 @@ const MAGIC: [u8; 8] = *b"castpack";
 const UNKNOWN: &str = "unknown";
 /// Length of a pack's header: its first block begins here.
 pub(crate) const FILE_HEADER: usize = 32;
+/// What imports leave free on the filesystem: this part of it, within these bounds in bytes. That is enough to sweep away
+/// what one has written that did not fit.
+const ROOM_PART: u64 = 32;
+const ROOM_LEAST: u64 = 1 << 20;
+const ROOM_MOST: u64 = 32 << 20;
 /// Files of sealed packs that are kept open.
 const OPEN_FILES: usize = 128;
 
@@ -56,7 +61,10 @@ pub enum PackError {
         source: io::Error,
     },
     /// Durable data is missing: a pack is shorter than the index remembers.
-    #[error("pack {path} is damaged: {actual} bytes long, but {committed} were committed")]
+    #[error(
+        "pack {path} is damaged: {actual} bytes long, but {committed} were committed; `castored fsck --rebuild-index` \
+         makes the store usable without what was lost, and names the paths that it is missing from"
+    )]
     Short {
         /// The pack.
         path: PathBuf,
@@ -183,6 +191,19 @@ pub(crate) struct Packs {
     files: quick_cache::sync::Cache<u32, Arc<File>>,
     /// A file was created since the directory was last synced.
     created: AtomicBool,
+    /// Locked while the note beside the packs is written.
+    noted: Mutex<Noted>,
+}
+
+/// What the note beside the packs may say.
+#[derive(Default)]
+struct Noted {
+    /// What the index has durably.
+    recorded: BTreeMap<u32, u64>,
+    /// What it is about to have.
+    pending: BTreeMap<u32, u64>,
+    /// A pack was begun, which the note has not got yet.
+    begun: bool,
 }
 
 struct Appender {
@@ -283,6 +304,10 @@ impl Packs {
             open: Mutex::new(Appender { open, unsynced: HashMap::new(), next }),
             files: quick_cache::sync::Cache::new(OPEN_FILES),
             created: AtomicBool::new(recovery.deleted > 0),
+            noted: Mutex::new(Noted {
+                recorded: committed.iter().map(|(n, l)| (*n, *l)).collect(),
+                ..Noted::default()
+            }),
         };
         Ok((packs, recovery))
     }
@@ -403,6 +428,11 @@ impl Packs {
 
     /// Sees to it that the next opening does not expect these packs, whose rows are about to be removed from the index.
     pub(crate) fn forget(&self, dead: &[u32]) -> Result<(), PackError> {
+        let mut state = self.noted.lock();
+        for number in dead {
+            state.recorded.remove(number);
+            state.pending.remove(number);
+        }
         let mut noted = floor::read(&self.dir);
         let before = noted.len();
         noted.retain(|number, _| !dead.contains(number));
@@ -415,7 +445,23 @@ impl Packs {
 
     /// Removes what was noted of the packs in `dir`: a new index knows better.
     pub(crate) fn forget_all(dir: &Path) -> Result<(), PackError> {
-        if floor::read(dir).is_empty() { Ok(()) } else { floor::remove(dir) }
+        floor::remove(dir)
+    }
+
+    /// What was noted of the packs in `dir`, and of those that were missing when this was last asked and not
+    /// [forgotten](Self::note_missing): the lengths they had at least.
+    pub(crate) fn noted(dir: &Path) -> BTreeMap<u32, u64> {
+        let mut noted = floor::read_missing(dir);
+        for (number, length) in floor::read(dir) {
+            let known = noted.entry(number).or_default();
+            *known = length.max(*known);
+        }
+        noted
+    }
+
+    /// Remembers which packs are missing or too short, until that has had its consequences.
+    pub(crate) fn note_missing(dir: &Path, lengths: &BTreeMap<u32, u64>) -> Result<(), PackError> {
+        if lengths.is_empty() { floor::remove_missing(dir) } else { floor::write_missing(dir, lengths) }
     }
 
     /// Packs that the index did not know any more at an opening, though it had known them.
@@ -454,6 +500,7 @@ impl Packs {
     /// Writes down how much of each pack is durable and known to the index, for the next opening to hold the index
     /// against.
     pub(crate) fn note_durable(&self, lengths: &BTreeMap<u32, u64>) -> Result<(), PackError> {
+        let _writing = self.noted.lock();
         floor::write(&self.dir, lengths)
     }
 
@@ -464,6 +511,19 @@ impl Packs {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(at("listing", dir)(error)),
         }
+    }
+
+    /// An error, that of a full disk, when less is free than should be left for the index.
+    pub(crate) fn check_room(&self) -> Result<(), PackError> {
+        let failed = |errno: nix::errno::Errno| at("looking at the filesystem of", &self.dir)(errno.into());
+        let stat = nix::sys::statvfs::fstatvfs(&self.directory).map_err(failed)?;
+        let free = if nix::unistd::geteuid().is_root() { stat.blocks_free() } else { stat.blocks_available() };
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size() as u64);
+        if bytes(free as u64) < (bytes(stat.blocks() as u64) / ROOM_PART).clamp(ROOM_LEAST, ROOM_MOST) {
+            let doing = "leaving the last free space to the index, not adding to";
+            return Err(at(doing, &self.dir)(nix::errno::Errno::ENOSPC.into()));
+        }
+        Ok(())
     }
 
     fn file(&self, pack: &Pack) -> Result<Arc<File>, PackError> {
@@ -571,10 +631,25 @@ impl DataFiles for Packs {
                 value: Bytes::copy_from_slice(&written.to_le_bytes()),
             });
         }
-        if self.created.swap(false, Ordering::AcqRel) {
+        let begun = self.created.swap(false, Ordering::AcqRel);
+        if begun {
             self.directory.sync_all()?;
         }
+        let mut noted = self.noted.lock();
+        noted.begun |= begun;
+        noted.pending.extend(unsynced.iter().map(|(open, written)| (open.pack.number, *written)));
         Ok(rows)
+    }
+
+    fn recorded(&self) {
+        let mut noted = self.noted.lock();
+        let mut pending = std::mem::take(&mut noted.pending);
+        noted.recorded.append(&mut pending);
+        if std::mem::take(&mut noted.begun)
+            && let Err(error) = floor::write(&self.dir, &noted.recorded)
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "no note of a new pack was left");
+        }
     }
 }
 

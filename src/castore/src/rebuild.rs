@@ -119,15 +119,21 @@ pub fn rebuild_index(dir: &Path, options: &IndexOptions, progress: OnBytes<'_>) 
             index: &index,
             rebuilt: &mut rebuilt,
             counts: BTreeMap::new(),
+            ends: BTreeMap::new(),
             rescued_bytes: 0,
         };
-        Packs::readmit(&dir.join("packs"))?;
-        for (number, path, length) in list(&dir.join("packs"))? {
+        let packs = dir.join("packs");
+        Packs::readmit(&packs)?;
+        let mut noted = Packs::noted(&packs);
+        for (number, path, length) in list(&packs)? {
             if length >= FILE_HEADER as u64 {
-                work.pack(number, &path, progress)?;
+                let end = work.pack(number, &path, progress)?;
+                noted.retain(|noted, length| *noted != number || *length > end);
             }
         }
+        work.missing(&noted);
         work.finish()?;
+        Packs::note_missing(&packs, &noted)?;
     }
     Packs::forget_all(&dir.join("packs"))?;
     let place = dir.join("index");
@@ -139,6 +145,15 @@ pub fn rebuild_index(dir: &Path, options: &IndexOptions, progress: OnBytes<'_>) 
     std::fs::rename(&unfinished, &place).map_err(failed("putting in place", &unfinished))?;
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("syncing", dir))?;
     Ok(rebuilt)
+}
+
+/// Forgets which packs were missing when the index of the store in `dir` was made anew: the owner knows what that means for
+/// it, durably.
+///
+/// # Errors
+/// When the note of them cannot be removed.
+pub fn finish(dir: &Path) -> Result<(), RebuildError> {
+    Ok(Packs::note_missing(&dir.join("packs"), &BTreeMap::new())?)
 }
 
 fn failed<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> RebuildError + 'a {
@@ -159,11 +174,31 @@ struct Work<'a> {
     objects: Table,
     usage: Table,
     counts: BTreeMap<u32, Usage>,
+    ends: BTreeMap<u32, u64>,
     rescued_bytes: usize,
 }
 
 impl Work<'_> {
-    fn pack(&mut self, number: u32, path: &Path, progress: OnBytes<'_>) -> Result<(), RebuildError> {
+    /// Tells of packs that were longer once, or are gone altogether: what was durable is lost.
+    fn missing(&mut self, packs: &BTreeMap<u32, u64>) {
+        for (number, length) in packs {
+            let rebuilt = &mut *self.rebuilt;
+            match self.ends.get(number) {
+                // What can be seen of it, in the middle of a block, was told already.
+                Some(end) => {
+                    rebuilt.lost_bytes += length - end;
+                    rebuilt.tell(format!("pack {number:08x} had {length} bytes and is whole only to {end}"));
+                }
+                None => {
+                    rebuilt.lost_bytes += length;
+                    rebuilt.tell(format!("pack {number:08x}, of {length} bytes, is gone"));
+                }
+            }
+        }
+    }
+
+    /// Where what is whole of it ends.
+    fn pack(&mut self, number: u32, path: &Path, progress: OnBytes<'_>) -> Result<u64, RebuildError> {
         self.rebuilt.packs += 1;
         if Packs::ensure_header(number, path)? {
             self.rebuilt.tell(format!("the header of pack {number:08x} was damaged; it is restored"));
@@ -190,7 +225,9 @@ impl Work<'_> {
         })?;
         let mut batch = Batch::new();
         batch.put(self.lengths, &Packs::key(number), end.to_le_bytes().to_vec());
-        Ok(self.index.commit(batch)?)
+        self.ends.insert(number, end);
+        self.index.commit(batch)?;
+        Ok(end)
     }
 
     /// Keeps what is intact in a damaged block. What a list names cannot be verified here.

@@ -9,6 +9,8 @@ use crate::{Digest, Directory, Error};
 
 /// Bytes of a large blob in memory at a time. Much larger than a chunk, so that few bytes are moved to the front.
 const WINDOW: usize = 1024 * 1024;
+/// Bytes of new contents after which it is looked whether the disk still has room.
+const ROOM_STEP: u64 = 1 << 20;
 
 /// Puts the blobs and directories of one import.
 ///
@@ -24,6 +26,8 @@ const WINDOW: usize = 1024 * 1024;
 /// [`Engine::sync`]: crate::engine::Engine::sync
 pub struct Session {
     writer: ObjectWriter,
+    /// New contents since it was last looked whether there is room.
+    since_room: u64,
     cutter: Cutter,
     /// The bytes being read; as long as it had to be so far.
     window: Vec<u8>,
@@ -49,7 +53,7 @@ impl Hold {
 
 impl Session {
     pub(crate) fn new(writer: ObjectWriter) -> Session {
-        Session { writer, cutter: Cutter::new(), window: Vec::new() }
+        Session { writer, since_room: 0, cutter: Cutter::new(), window: Vec::new() }
     }
 
     /// Stores what `from` gives up to its end as one blob. Returns its digest and length in bytes.
@@ -101,11 +105,23 @@ impl Session {
         Ok(self.finish_blob(blob)?.0)
     }
 
+    /// An import that does not fit ends before the disk is full to the last byte: others need some of it, the index first.
+    fn put(&mut self, key: ObjectKey, contents: &[u8]) -> Result<(), Error> {
+        if self.writer.put(key, contents)? {
+            self.since_room += contents.len() as u64;
+            if self.since_room >= ROOM_STEP {
+                self.since_room = 0;
+                self.writer.check_room()?;
+            }
+        }
+        Ok(())
+    }
+
     fn put_whole(&mut self, bytes: &[u8]) -> Result<(Digest, u64), Error> {
         let digest = Digest::of(bytes);
         // The empty blob is known to everybody and never stored.
         if !bytes.is_empty() {
-            self.writer.put(chunk(&digest), bytes)?;
+            self.put(chunk(&digest), bytes)?;
         }
         Ok((digest, bytes.len() as u64))
     }
@@ -119,7 +135,7 @@ impl Session {
             let length = self.cutter.next(&bytes[at..]);
             let contents = &bytes[at..at + length];
             let digest = Digest::of(contents);
-            self.writer.put(chunk(&digest), contents)?;
+            self.put(chunk(&digest), contents)?;
             if !blob.list.push(&digest, length as u32) {
                 return Err(Error::BlobTooLarge { limit: blob.hasher.count() });
             }
@@ -132,7 +148,7 @@ impl Session {
         let digest = Digest::from(blob.hasher.finalize());
         // Without a list there is one chunk, and it has the blob's digest.
         if let Some(list) = blob.list.finish() {
-            self.writer.put(chunk_list(&digest), &list)?;
+            self.put(chunk_list(&digest), &list)?;
         }
         Ok((digest, blob.hasher.count()))
     }
@@ -144,7 +160,7 @@ impl Session {
         let digest = Digest::of(&encoded);
         // The empty directory, as the empty blob, is known to everybody.
         if !encoded.is_empty() {
-            self.writer.put(directory_key(&digest), &encoded)?;
+            self.put(directory_key(&digest), &encoded)?;
         }
         Ok(digest)
     }

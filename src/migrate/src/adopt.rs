@@ -13,6 +13,7 @@
 
 mod in_place;
 mod in_use;
+mod linked;
 mod plan;
 
 use std::collections::BTreeSet;
@@ -34,6 +35,7 @@ use crate::places::StockPlaces;
 use crate::progress::{Progress, Stage};
 use in_place::Freeing;
 pub(crate) use in_place::remove_tree;
+use linked::{Dumping, Linked};
 use plan::{Plan, Queue};
 
 /// NARs up to this many bytes are read into memory, which is quicker than a thread for each.
@@ -75,6 +77,8 @@ pub struct Outcome {
     pub bytes: u64,
     /// Paths that were there already.
     pub known: u64,
+    /// Files that were not read, since they had been under another name (hard links, as stock's optimising makes them).
+    pub linked: u64,
     /// Realisations that stock has.
     pub realisations: u64,
     /// Old paths whose files were removed.
@@ -87,7 +91,8 @@ pub struct Outcome {
 
 /// What came of one path.
 enum Adopted {
-    New(u64),
+    /// With so many bytes, and so many files that were not read.
+    New(u64, u64),
     Known,
     LeftOut(LeftOut),
 }
@@ -96,6 +101,7 @@ struct Run<'a> {
     store: &'a Arc<Store>,
     database: Database,
     source: File,
+    linked: Linked,
     progress: &'a dyn Progress,
     outcome: Mutex<Outcome>,
     freeing: Option<Freeing<'a>>,
@@ -115,7 +121,8 @@ pub fn adopt(store: &Arc<Store>, from: &StockPlaces, options: &Options, progress
     let plan = Plan::read(&database)?;
     progress.begin(Stage::Adopting, plan.paths.len() as u64, plan.paths.iter().map(|path| path.nar_size).sum());
     let freeing = if options.in_place { Some(Freeing::new(store, from, progress)?) } else { None };
-    let run = Run { store, database, source, progress, outcome: Mutex::default(), freeing };
+    let linked = Linked::new(&from.store, options.in_place);
+    let run = Run { store, database, source, linked, progress, outcome: Mutex::default(), freeing };
     let queue = Queue::new(&plan);
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..options.threads.get())
@@ -140,15 +147,16 @@ impl Run<'_> {
             let path = &plan.paths[at];
             let adopted = self.one(path.id)?;
             queue.done(at, !matches!(adopted, Adopted::LeftOut(_)));
-            if !matches!(adopted, Adopted::New(_)) {
+            if !matches!(adopted, Adopted::New(..)) {
                 self.progress.bytes(path.nar_size);
             }
             self.progress.path();
             let mut outcome = self.outcome.lock();
             match adopted {
-                Adopted::New(bytes) => {
+                Adopted::New(bytes, linked) => {
                     outcome.adopted += 1;
                     outcome.bytes += bytes;
+                    outcome.linked += linked;
                 }
                 Adopted::Known => outcome.known += 1,
                 Adopted::LeftOut(what) => {
@@ -177,11 +185,8 @@ impl Run<'_> {
                 let reason = "castored has this path with other contents".to_owned();
                 return Ok(Adopted::LeftOut(LeftOut { what: self.store.store_dir().display(&path), reason }));
             }
-            None => match self.import(info).and_then(|new| {
-                let bytes = new.info.nar_size;
-                self.store.register(vec![new]).map(|()| bytes)
-            }) {
-                Ok(bytes) => Adopted::New(bytes),
+            None => match self.import_and_register(info) {
+                Ok((bytes, linked)) => Adopted::New(bytes, linked),
                 Err(error) if is_about_the_path(&error) => {
                     let what = self.store.store_dir().display(&path);
                     return Ok(Adopted::LeftOut(LeftOut { what, reason: error.to_string() }));
@@ -195,11 +200,21 @@ impl Run<'_> {
         Ok(adopted)
     }
 
+    /// Answers how many bytes it has, and how many of its files were not read.
+    fn import_and_register(&self, info: PathInfo) -> Result<(u64, u64), store::Error> {
+        let mut dumping = self.linked.of_a_path(self.store);
+        let new = self.import(info, &mut dumping)?;
+        let (bytes, node) = (new.info.nar_size, new.node.clone());
+        self.store.register(vec![new])?;
+        Ok((bytes, dumping.registered(&node)?))
+    }
+
     /// Reads each file once.
-    fn import(&self, info: PathInfo) -> Result<NewPath, store::Error> {
+    fn import(&self, info: PathInfo, dumping: &mut Dumping<'_>) -> Result<NewPath, store::Error> {
         let name = info.path.base_name().to_owned();
-        let dump = |out: &mut dyn Write| {
-            build::dump_tree(self.source.as_fd(), Path::new(&name), &mut Counting::new(out, self.progress))
+        let mut dump = |out: &mut dyn Write| {
+            let mut out = Counting::new(out, self.progress);
+            build::dump_tree_knowing(self.source.as_fd(), Path::new(&name), dumping, &mut out)
         };
         if (1..=SMALL).contains(&info.nar_size) {
             // No more than was announced: it would be refused anyway.

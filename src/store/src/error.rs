@@ -202,6 +202,20 @@ pub enum Error {
     /// Who asked for a collection wants no more of it. What had been deleted by then is.
     #[error("the garbage collection was cancelled")]
     Cancelled,
+    /// A collection writes a little before it gives space back, and that is not there.
+    #[error(
+        "cannot collect garbage: the filesystem of '{}' is full ({free} bytes are free), and the reserve for this is used \
+         up. The store is intact. Remove something else from that filesystem, {needed} bytes at least, then collect \
+         garbage", dir.display()
+    )]
+    NoRoomToCollect {
+        /// The state directory.
+        dir: PathBuf,
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that it takes.
+        needed: u64,
+    },
     /// The store holds as many paths as the mount can number.
     #[error("no path numbers are left")]
     NumbersExhausted,

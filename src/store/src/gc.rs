@@ -132,6 +132,7 @@ impl Store {
         let deletes = matches!(options.action, GcAction::DeleteDead | GcAction::DeleteSpecific);
         if deletes {
             self.prepare_to_collect();
+            self.check_room_to_collect()?;
         }
         watch.step(GcStep::FindingRoots);
         let start = Start::now(self);

@@ -82,12 +82,23 @@ impl Store {
     /// # Errors
     /// [`Error::Nar`] for a malformed archive or a broken stream.
     pub fn import_nar(&self, reader: &mut dyn Read, digest: NarDigest) -> Result<Ingested> {
+        self.import_nar_here(reader, digest).inspect_err(|error| self.give_back_if_full(error))
+    }
+
+    fn import_nar_here(&self, reader: &mut dyn Read, digest: NarDigest) -> Result<Ingested> {
         let mut session = self.engine.session();
         let mut nar = NarReader::new(DigestingReader::new(reader, digest));
         let node = read_tree(&mut nar, &mut session)?;
         let pin = Pin::from(session.finish()?);
         let facts = nar.into_inner().finish().map_err(hashing)?;
         Ok(Ingested { node, nar: facts, pin })
+    }
+
+    /// What an import has written that the disk was too small for is no use to anybody: a sweep takes it away.
+    fn give_back_if_full(&self, error: &Error) {
+        if castore::is_disk_full(error) {
+            self.sweeper.wake();
+        }
     }
 
     /// Imports what `dump` writes, a NAR, looking for references to `candidates`.
@@ -107,6 +118,14 @@ impl Store {
 
     /// The same with all that is to be computed on the way.
     pub(crate) fn ingest_written(
+        &self,
+        dump: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send,
+        digest: NarDigest,
+    ) -> Result<Ingested> {
+        self.ingest_written_here(dump, digest).inspect_err(|error| self.give_back_if_full(error))
+    }
+
+    fn ingest_written_here(
         &self,
         dump: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send,
         digest: NarDigest,

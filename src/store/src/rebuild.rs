@@ -98,6 +98,7 @@ impl Store {
         found.restore(&store, &mut rebuilt)?;
         store.write_missing_records()?;
         store.sync()?;
+        castore::rebuild::finish(&dir)?;
         Ok(rebuilt)
     }
 }

@@ -145,7 +145,7 @@ impl Store {
             found => unless_hidden("read the link", link, found)?,
         };
         let Some(target) = target else { return Ok(()) };
-        if let Some(path) = in_store(self.store_dir(), target.as_os_str()) {
+        if let Some(path) = rooted(self.store_dir(), &target) {
             roots.push(GcRoot { link: shown(link), path, private: false });
             return Ok(());
         }
@@ -153,7 +153,7 @@ impl Store {
         match fs::symlink_metadata(&target) {
             Ok(meta) if meta.file_type().is_symlink() => {
                 if let Ok(second) = fs::read_link(&target)
-                    && let Some(path) = in_store(self.store_dir(), second.as_os_str())
+                    && let Some(path) = rooted(self.store_dir(), &second)
                 {
                     roots.push(GcRoot { link: shown(&target), path, private: false });
                 }
@@ -281,7 +281,43 @@ fn base_name(name: &OsStr) -> Option<StorePath> {
     StorePath::from_base_name(name.to_str()?).ok()
 }
 
+/// The store path that a link keeps by having this target: as stock, by what is written there. A target that comes to the
+/// store by way of `..`, `.` or `//` keeps nothing; what comes after the path does not matter.
+fn rooted(store_dir: &StoreDir, target: &Path) -> Option<StorePath> {
+    let below = target.to_str()?.strip_prefix(store_dir.as_str())?.strip_prefix('/')?;
+    StorePath::from_base_name(below.split('/').next()?).ok()
+}
+
 /// The store path that `path` is or lies below.
 fn in_store(store_dir: &StoreDir, path: &OsStr) -> Option<StorePath> {
     store_dir.to_store_path(path.to_str()?).ok().map(|(path, _)| path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_taken_as_it_is_written() {
+        const NAME: &str = "g1w7hy3qg1w7hy3qg1w7hy3qg1w7hy3q-a";
+        let root = |target: &str| rooted(&StoreDir::default(), Path::new(&target.replace('@', NAME)));
+        let path = StorePath::from_base_name(NAME).ok();
+        assert!(path.is_some());
+        for target in ["/nix/store/@", "/nix/store/@/", "/nix/store/@/bin/..", "/nix/store/@/../x", "/nix/store/@//bin"]
+        {
+            assert_eq!(root(target), path, "{target}");
+        }
+        for target in [
+            "/nix/store/../store/@",
+            "/nix/store/./@",
+            "/nix/store//@",
+            "/nix//store/@",
+            "//nix/store/@",
+            "/nix/store",
+            "@",
+            "",
+        ] {
+            assert_eq!(root(target), None, "{target}");
+        }
+    }
 }

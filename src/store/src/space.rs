@@ -76,7 +76,25 @@ impl Store {
     /// The same for a failure of any kind while the disk is full, which is then the likely reason.
     #[must_use]
     pub fn advise_if_full(&self, message: String) -> String {
-        let full = self.space().is_ok_and(|space| space.usable < FULL);
-        if full { self.advise(message) } else { message }
+        if self.is_full() { self.advise(message) } else { message }
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.space().is_ok_and(|space| space.usable < FULL)
+    }
+
+    /// An error when there is not even the little space that a collection needs before it gives any back.
+    pub(crate) fn check_room_to_collect(&self) -> Result<()> {
+        // The other reserve is for the next opening, which after a collection that succeeds has room without it.
+        if self.is_full() && self.for_opening.give_up() {
+            // Writing may have failed while the disk was full; this is to find out that it does not any more.
+            let _ = self.sync();
+        }
+        let space = self.space()?;
+        if space.usable >= FULL {
+            return Ok(());
+        }
+        let dir = self.config.state_dir.clone();
+        Err(Error::NoRoomToCollect { dir, free: space.usable, needed: FULL })
     }
 }

@@ -221,7 +221,10 @@ impl Store {
     /// Memory: the castore's fingerprints, and one node (about 60 bytes) for each valid path.
     pub(crate) fn sweep(&self, for_space: bool, abandoned: &dyn Fn() -> bool) -> Result<LastSweep, SweepError> {
         let flow = || if abandoned() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-        self.prepare_to_collect();
+        // The reserve is for what people want deleted. What an import left that did not fit is not worth it.
+        if for_space || noted(self)?.is_some() {
+            self.prepare_to_collect();
+        }
         self.write_missing_records()?;
         let mut garbage = self.engine.begin_collection(PATIENCE)?;
         let due = noted(self)?;

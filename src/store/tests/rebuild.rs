@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use common::{Fixture, add, gc, info, nar};
 use nix_compat::content_address::{ContentAddress, Method};
 use nix_compat::derivation::{BasicDerivation, Derivation, Output, OutputName};
-use nix_compat::hash::{Algorithm, Hash};
+use nix_compat::hash::{Algorithm, Hash, sha256};
 use nix_compat::realisation::{DrvOutput, Realisation};
 use nix_compat::store_path::{StoreDir, StorePath, fixed_output_path};
 use store::view::StoreView;
@@ -276,4 +276,72 @@ fn an_interrupted_rebuilding_is_not_taken_for_a_store() {
     assert!(matches!(refused, Error::RebuildUnfinished), "{refused}");
     assert!(rebuild(dir.path()).paths > 0);
     assert!(!Fixture::over(dir).store().all_valid_paths().unwrap().is_empty());
+}
+
+/// A whole pack file is gone: what it had is missed, path by path, and the rest goes on.
+#[test]
+fn what_needs_a_pack_that_is_gone_is_quarantined_and_named() {
+    // Contents that do not compress, so that each path fills packs of its own.
+    let noisy = |name: &str| {
+        let mut contents: Vec<u8> = sha256(name.as_bytes()).to_vec();
+        while contents.len() < 100_000 {
+            contents.extend(sha256(&contents[contents.len() - 32..]));
+        }
+        let mut nar = nix_compat::nar::NarWriter::new(Vec::new());
+        nar.regular_header(false, contents.len() as u64).unwrap();
+        nar.contents(&contents).unwrap();
+        nar.end_regular().unwrap();
+        nar.finish().unwrap()
+    };
+    let add = |store: &Store, name: &str, references: &[&StorePath]| {
+        let nar = noisy(name);
+        let info = info(name, &nar, references);
+        store.add_with_info(info.clone(), &mut &nar[..]).unwrap();
+        store.sync().unwrap();
+        info.path
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let open = || loop {
+        let mut config = Config::new(StoreDir::default(), dir.path());
+        config.engine.seal_at = 16 << 10;
+        match Store::open(config) {
+            Err(Error::InUse { .. }) => std::thread::sleep(Duration::from_millis(10)),
+            opened => return opened,
+        }
+    };
+    let store = open().unwrap();
+    let [lost, apart] = ["lost", "apart"].map(|name| add(&store, name, &[]));
+    let user = add(&store, "refers-to-it", &[&lost]);
+    let packs = dir.path().join("castored/packs");
+    let count = fs::read_dir(&packs).unwrap().count();
+    assert!(count > 4, "{count} packs");
+    drop(store);
+    drop(open().unwrap());
+
+    // The pack with the contents of the first path. (Whoever still has the store open does not read them.)
+    fs::remove_file(packs.join("00000000.pack")).unwrap();
+    let refused = open().err().unwrap();
+    assert!(refused.to_string().contains("fsck --rebuild-index"), "{refused}");
+    let rebuilt = rebuild(dir.path());
+    assert!(rebuilt.packs.told.iter().any(|told| told.contains("pack 00000000") && told.contains("is gone")));
+    assert!(rebuilt.dropped.is_empty(), "{rebuilt:?}");
+    let told: Vec<&StorePath> = rebuilt.damaged.iter().map(|damaged| &damaged.path).collect();
+    assert_eq!(told, [&lost], "{rebuilt:?}");
+
+    let store = open().unwrap();
+    let quarantined: Vec<StorePath> = store.quarantined().unwrap().into_iter().map(|q| q.path).collect();
+    assert_eq!(quarantined.iter().collect::<Vec<_>>(), told);
+    let read = |path: &StorePath| {
+        let mut bytes = Vec::new();
+        store.write_nar(path, &mut bytes).map(|()| bytes)
+    };
+    for path in [&apart, &user] {
+        assert!(read(path).unwrap() == noisy(path.name()));
+    }
+    assert!(store.is_valid(&lost).unwrap());
+    read(&lost).unwrap_err();
+    // A copy from elsewhere heals it.
+    let right = noisy("lost");
+    drop(store.import_with_info(info("lost", &right, &[]), &mut &right[..]).unwrap());
+    assert!(read(&lost).unwrap() == right);
 }

@@ -217,5 +217,6 @@ fn write(inner: &Inner, data: &dyn DataFiles, rows: &mut Rows, generation: &Gene
     }
     batch.commit().map_err(database("committing a generation"))?;
     rows.clear();
+    data.recorded();
     Ok(())
 }

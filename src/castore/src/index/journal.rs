@@ -1,4 +1,5 @@
-//! The database's journal before the database reads it: a last batch that a crash tore is cut off.
+//! The database's journals before the database reads them: they are checked, a last batch that a crash tore is cut off, and
+//! what is in the database's tables already is left out ([`shorten`]).
 //!
 //! fjall cuts off a batch that ends too early. But pages of a batch that was not synced reach the disk in any order, so a
 //! batch can have its end and lack a page before: inside of a long value that is a checksum that does not match, and fjall
@@ -6,65 +7,65 @@
 //! which in the middle of a journal is no torn batch but damage, and what follows had been durable.
 //!
 //! A batch is synced before the next is written ([`super::flusher`]), so only the last one of the newest journal can be
-//! torn: it is cut off when no batch follows it, and is an error when one does.
-//!
-//! The bytes, all little-endian, by fjall 3.1 (`journal/entry.rs`; there is a test that its journals are read):
-//!
-//! | what | bytes |
-//! |---|---|
-//! | start | 1, number of items (4), sequence number (8) |
-//! | item | 2, kind (1), compression (1, 0 for none), table (8), length of key (2), of value (4), of value as stored (4), key, value |
-//! | clear | 4, table (8); counts as an item |
-//! | end | 3, XXH3 of all items (8), `FJL`, 3 |
+//! torn: it is cut off when no batch follows it, and is an error when one does. An older journal was synced whole before
+//! the next was begun, so anything in it that cannot be read is damage. fjall would cut it off there, and go on.
+
+mod batch;
+mod shorten;
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use xxhash_rust::xxh3::Xxh3;
-
 use super::IndexError;
+use batch::{Batches, MAX_BATCH, START, is_batch};
+use shorten::Shortened;
 
-const START: u8 = 1;
-const ITEM: u8 = 2;
-const END: u8 = 3;
-const CLEAR: u8 = 4;
-const TRAILER: [u8; 4] = *b"FJL\x03";
-/// An item before its key: kind, compression, table, the three lengths.
-const ITEM_HEADER: usize = 20;
 /// The file a database locks, how often that is tried, and after which pause again.
 const LOCK: &str = "lock";
 const LOCK_ATTEMPTS: usize = 3;
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes read at a time.
 const BUFFER: usize = 256 << 10;
-/// What is looked through behind a torn batch, in bytes: more than any batch has. All that counts as torn is within it.
-const MAX_TAIL: u64 = 256 << 20;
+/// What is looked through behind a torn batch, in bytes: all that counts as torn is within it.
+const MAX_TAIL: u64 = MAX_BATCH;
 
-/// Looks at the newest journal in `dir`, if there is one.
-pub(super) fn cut_torn_batch(dir: &Path) -> Result<(), IndexError> {
+/// Brings the journals in `dir` into a state in which the database reads them rightly, and quickly.
+pub(super) fn prepare(dir: &Path) -> Result<(), IndexError> {
     let failed = |doing| move |error| IndexError::Database { doing, source: fjall::Error::Io(error) };
-    let Some(path) = newest(dir).map_err(failed("looking for the journal"))? else { return Ok(()) };
+    let journals = journals(dir).map_err(failed("looking for the journal"))?;
+    let Some(newest) = journals.last() else { return Ok(()) };
     let _lock = lock(dir)?;
-    let file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed("opening the journal"))?;
-    let mut reader = BufReader::with_capacity(BUFFER, &file);
-    let mut offset = 0;
-    while let Some(length) = batch(&mut reader).map_err(failed("reading the journal"))? {
-        offset += length;
-    }
-    let tail = tail(&file, offset).map_err(failed("reading the journal"))?;
-    // Space that was set aside and not written yet is zero.
-    if tail.is_empty() {
-        return Ok(());
-    }
-    for at in (1..tail.len()).filter(|&at| tail[at] == START) {
-        if batch(&mut &tail[at..]).map_err(failed("reading the journal"))?.is_some() {
-            return Err(IndexError::Journal { path, offset });
+    let mut shortened = Shortened::begin(dir, &journals);
+    let mut torn = None;
+    for path in &journals {
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed("opening the journal"))?;
+        let mut batches = Batches::new(&file);
+        while let Some(batch) = batches.next().map_err(failed("reading the journal"))? {
+            shortened.add(batch);
         }
+        let offset = batches.offset();
+        // Space that was set aside and not written yet is zero.
+        let tail = tail(&file, offset).map_err(failed("reading the journal"))?;
+        if tail.is_empty() {
+            continue;
+        }
+        let starts = (1..tail.len()).filter(|&at| tail[at] == START);
+        let followed = starts.map(|at| is_batch(&tail[at..])).find(|whole| !matches!(whole, Ok(false)));
+        if path != newest || followed.transpose().map_err(failed("reading the journal"))?.is_some() {
+            return Err(IndexError::Journal { path: path.clone(), offset });
+        }
+        torn = Some((file, offset, tail.len()));
     }
-    tracing::info!(path = %path.display(), offset, bytes = tail.len(), "cutting a torn batch off the index's journal");
-    file.set_len(offset).and_then(|()| file.sync_all()).map_err(failed("cutting off a torn batch of the journal"))
+    if let Some((file, offset, bytes)) = torn {
+        tracing::info!(path = %newest.display(), offset, bytes, "cutting a torn batch off the index's journal");
+        file.set_len(offset)
+            .and_then(|()| file.sync_all())
+            .map_err(failed("cutting off a torn batch of the journal"))?;
+    }
+    shortened.put_in_place(&journals);
+    Ok(())
 }
 
 /// The database's own lock, lest the journal of one that is in use be cut. The database waits as long for it.
@@ -84,19 +85,20 @@ fn lock(dir: &Path) -> Result<Option<File>, IndexError> {
     Err(IndexError::Locked(dir.to_owned()))
 }
 
-/// The journal with the highest number.
-fn newest(dir: &Path) -> io::Result<Option<PathBuf>> {
+/// The journals, the newest last.
+fn journals(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
-    let mut newest = None;
+    let mut numbered = Vec::new();
     for entry in entries {
         let path = entry?.path();
         let number = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".jnl")?.parse::<u64>().ok());
-        newest = newest.max(number.map(|number| (number, path)));
+        numbered.extend(number.map(|number| (number, path)));
     }
-    Ok(newest.map(|(_, path)| path))
+    numbered.sort();
+    Ok(numbered.into_iter().map(|(_, path)| path).collect())
 }
 
 /// What is in the file from `offset` on, up to the last byte that is not zero.
@@ -124,65 +126,6 @@ fn tail(mut file: &File, offset: u64) -> io::Result<Vec<u8>> {
     }
 }
 
-/// The length of the batch that `reader` begins with, or None when there is no whole one. Only what is read is hashed, and
-/// nothing is held of it.
-fn batch(reader: &mut dyn Read) -> io::Result<Option<u64>> {
-    match whole_batch(reader) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-        result => result,
-    }
-}
-
-fn whole_batch(reader: &mut dyn Read) -> io::Result<Option<u64>> {
-    let start: [u8; 13] = array(reader)?;
-    if start[0] != START {
-        return Ok(None);
-    }
-    let mut length = start.len() as u64;
-    let mut hasher = Xxh3::default();
-    for _ in 0..u32::from_le_bytes([start[1], start[2], start[3], start[4]]) {
-        let [tag] = array(reader)?;
-        hasher.update(&[tag]);
-        length += 1;
-        match tag {
-            ITEM => {
-                let header: [u8; ITEM_HEADER] = array(reader)?;
-                hasher.update(&header);
-                let key = u16::from_le_bytes([header[10], header[11]]);
-                let value = u32::from_le_bytes([header[16], header[17], header[18], header[19]]);
-                let rest = u64::from(key) + u64::from(value);
-                hash(reader, rest, &mut hasher)?;
-                length += ITEM_HEADER as u64 + rest;
-            }
-            CLEAR => {
-                hash(reader, 8, &mut hasher)?;
-                length += 8;
-            }
-            _ => return Ok(None),
-        }
-    }
-    let end: [u8; 13] = array(reader)?;
-    let whole = end[0] == END && end[1..9] == hasher.digest().to_le_bytes() && end[9..] == TRAILER;
-    Ok(whole.then_some(length + end.len() as u64))
-}
-
-fn array<const N: usize>(reader: &mut dyn Read) -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    reader.read_exact(&mut bytes)?;
-    Ok(bytes)
-}
-
-fn hash(reader: &mut dyn Read, mut length: u64, hasher: &mut Xxh3) -> io::Result<()> {
-    let mut buffer = [0; 4096];
-    while length > 0 {
-        let piece = &mut buffer[..length.min(4096) as usize];
-        reader.read_exact(piece)?;
-        hasher.update(piece);
-        length -= piece.len() as u64;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::FileExt;
@@ -202,11 +145,12 @@ mod tests {
             index.sync().unwrap();
         }
         drop(index);
-        let path = newest(dir).unwrap().unwrap();
-        let mut reader = BufReader::new(File::open(&path).unwrap());
+        let path = journals(dir).unwrap().pop().unwrap();
+        let file = File::open(&path).unwrap();
+        let mut batches = Batches::new(&file);
         let mut starts = vec![0];
-        while let Some(length) = batch(&mut reader).unwrap() {
-            starts.push(starts.last().unwrap() + length);
+        while batches.next().unwrap().is_some() {
+            starts.push(batches.offset());
         }
         (starts, path)
     }
@@ -250,6 +194,33 @@ mod tests {
             match Index::open(&index, &IndexOptions::default()).map(drop) {
                 Err(IndexError::Journal { offset, .. }) => assert_eq!(offset, starts[1]),
                 other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// A journal that has a successor, as after 64 MB: here it is made by hand.
+    #[test]
+    fn a_journal_before_the_newest_is_whole_or_the_index_is_not_opened() {
+        for hit in [None, Some(0), Some(5000), Some(19_990)] {
+            let dir = tempfile::tempdir().unwrap();
+            let index = dir.path().join("index");
+            let (starts, path) = written(&index);
+            let number: u64 = path.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+            File::create(path.with_file_name(format!("{}.jnl", number + 1))).unwrap().set_len(64 << 20).unwrap();
+            if let Some(hit) = hit {
+                // Of the last batch: nothing whole follows it, and in the newest journal it would be cut off.
+                let journal = OpenOptions::new().write(true).open(&path).unwrap();
+                journal.write_all_at(&[0xff; 7], starts[3] + hit).unwrap();
+            }
+            match (hit, Index::open(&index, &IndexOptions::default()).map(drop)) {
+                (None, opened) => {
+                    opened.unwrap();
+                    assert_eq!(notes(&index), 4);
+                }
+                (Some(_), Err(IndexError::Journal { path: told, offset })) => {
+                    assert_eq!((told, offset), (path, starts[3]));
+                }
+                (Some(_), other) => panic!("{other:?}"),
             }
         }
     }

@@ -8,12 +8,13 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions};
 
 use super::{IndexError, IndexOptions, Table, database, journal};
 
-/// The database's journals may grow to this before tables are written out to shorten them (its least is 64 MiB).
-const JOURNAL_BYTES: u64 = 128 << 20;
+/// The database's journals but for the newest may grow to this before tables are written out to be rid of them: its least,
+/// so that there is one at most as a rule, since each has as much.
+const JOURNAL_BYTES: u64 = 64 << 20;
 /// The longest name the database takes for a table.
 const MAX_NAME: usize = 255;
 /// Where in the database's directory its tables are.
-const TABLES: &str = "keyspaces";
+pub(super) const TABLES: &str = "keyspaces";
 /// Space that must be there before a database that ran out of it is opened again.
 const PROBE_BYTES: usize = 1 << 20;
 
@@ -91,7 +92,7 @@ fn open_keyspace(database: &Database, name: &str, options: &IndexOptions) -> Res
 }
 
 fn open_database(dir: &Path, options: &IndexOptions) -> Result<Database, IndexError> {
-    journal::cut_torn_batch(dir)?;
+    journal::prepare(dir)?;
     let builder = Database::builder(dir).cache_size(options.cache_bytes).max_journaling_size(JOURNAL_BYTES);
     let database = builder.open().map_err(|error| match error {
         fjall::Error::Locked => IndexError::Locked(dir.to_owned()),

@@ -109,6 +109,11 @@ impl ObjectWriter {
         result
     }
 
+    /// An error, that of a full disk, when what is free should be left for the index.
+    pub fn check_room(&self) -> Result<(), ObjectError> {
+        Ok(self.store.core.packs.check_room()?)
+    }
+
     fn close_block(&mut self) -> Result<(), ObjectError> {
         let block = std::mem::take(&mut self.block);
         if self.recent.len() >= MAX_RECENT || self.outstanding.is_idle() {

@@ -112,3 +112,62 @@ fn blocks_after_a_damaged_head_are_found_and_nothing_else() {
     }
     assert!(rescued > 10, "{rescued}");
 }
+
+#[test]
+fn packs_that_are_gone_or_shorter_than_they_were_are_missed() {
+    let template = tempfile::tempdir().unwrap();
+    let (before, _) = fill(template.path());
+    for (gone, closed) in [(1, true), (2, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("packs")).unwrap();
+        let copy = |from: &Path| {
+            for entry in std::fs::read_dir(from.join("packs")).unwrap() {
+                let entry = entry.unwrap();
+                std::fs::copy(entry.path(), dir.path().join("packs").join(entry.file_name())).unwrap();
+            }
+            std::fs::copy(from.join("packs.durable"), dir.path().join("packs.durable")).unwrap();
+        };
+        let before = if closed {
+            copy(template.path());
+            before.clone()
+        } else {
+            // As after kill -9: the note is of the time at which the newest pack was begun.
+            let killed = tempfile::tempdir().unwrap();
+            let engine = open(killed.path());
+            for number in 0..20 {
+                let mut session = engine.session();
+                session.put_blob_bytes(&noise(number, 30_000)).unwrap();
+                session.flush().unwrap();
+                engine.sync().unwrap();
+            }
+            copy(killed.path());
+            rows(&engine)
+        };
+        let pack = dir.path().join(format!("packs/{gone:08x}.pack"));
+        let of_pack = before.values().filter(|value| value[..4] == u32::to_le_bytes(gone)).count();
+        assert!(of_pack > 0);
+        std::fs::remove_file(&pack).unwrap();
+        // The second time is as after a first one that was killed.
+        for _ in 0..2 {
+            let rebuilt = rebuild(dir.path());
+            assert!(!rebuilt.is_whole());
+            assert!(
+                rebuilt.told.iter().any(|told| told.starts_with(&format!("pack {gone:08x}"))),
+                "{:?}",
+                rebuilt.told
+            );
+            assert_eq!(rebuilt.objects as usize, before.len() - of_pack);
+            drop(open(dir.path()));
+        }
+        super::finish(dir.path()).unwrap();
+        assert!(rebuild(dir.path()).is_whole(), "nobody is told of it for ever");
+    }
+    // Cut off where a block ends, nothing in the pack tells.
+    let pack = template.path().join("packs/00000000.pack");
+    let end = before.values().filter(|value| value[..4] == [0; 4]).map(|value| &value[4..12]).max().unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&pack).unwrap();
+    file.set_len(u64::from_le_bytes(end.try_into().unwrap())).unwrap();
+    let rebuilt = rebuild(template.path());
+    assert!(!rebuilt.is_whole());
+    assert!(rebuilt.told[0].starts_with("pack 00000000 had"), "{:?}", rebuilt.told);
+}

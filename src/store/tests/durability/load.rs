@@ -1,11 +1,13 @@
 //! A mixed load on a store: imports that share contents, registrations, signatures, realisations, roots, durable points,
-//! collections with their sweeps.
+//! collections with their sweeps, also such as end early, and rewriting of packs.
 //!
 //! A new operation of the store becomes a further step here, with what it promises noted in the [`Ledger`].
 
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use castore::engine::Options;
@@ -17,7 +19,7 @@ use nix_compat::path_info::PathInfo;
 use nix_compat::realisation::{DrvOutput, Realisation};
 use nix_compat::signature::Signature;
 use nix_compat::store_path::{StoreDir, StorePath};
-use store::{Config, Durability, GcAction, GcOptions, GcScope, SignaturePolicy, Store};
+use store::{Config, Durability, GcAction, GcOptions, GcScope, GcStep, GcWatch, SignaturePolicy, Store};
 
 use crate::ledger::{Ledger, Root};
 use crate::mounted::Mounted;
@@ -116,6 +118,34 @@ pub(crate) fn collect(store: &Store, action: GcAction, scope: GcScope) -> store:
     store.collect_garbage(&options)
 }
 
+/// A collection that somebody ends in its middle, or that stops when enough is free.
+fn collect_some(store: &Store, random: &mut Random) -> store::GcOutcome {
+    struct Ending {
+        questions: AtomicUsize,
+        deleted: Mutex<BTreeSet<StorePath>>,
+    }
+    impl GcWatch for Ending {
+        fn step(&self, step: GcStep<'_>) {
+            if let GcStep::Deleted(path) = step {
+                self.deleted.lock().unwrap().insert(path.clone());
+            }
+        }
+
+        fn go_on(&self) -> bool {
+            self.questions.fetch_sub(1, Ordering::AcqRel) > 1
+        }
+    }
+    let watch = Ending { questions: AtomicUsize::new(1 + random.below(4)), deleted: Mutex::default() };
+    let max_freed = random.below(400_000) as u64;
+    let (action, scope) = (GcAction::DeleteDead, GcScope::WholeStore);
+    let options = GcOptions { action, scope, max_freed, keep_derivations: true, keep_outputs: false };
+    match store.collect_garbage_watched(&options, &watch) {
+        Ok(_) | Err(store::Error::Cancelled) => {}
+        Err(error) => panic!("{error}"),
+    }
+    store::GcOutcome { paths: watch.deleted.into_inner().unwrap(), bytes_freed: 0 }
+}
+
 /// Runs the load on a mounted disk and closes the store.
 pub(crate) fn run(mounted: &Mounted, plan: Plan) -> Ledger {
     let ledger = Ledger::new(Arc::clone(&mounted.disk), plan.durability == Durability::Immediate);
@@ -200,13 +230,24 @@ fn add(store: &Arc<Store>, ledger: &Ledger, plan: Plan, thread: u64) {
 /// What an administrator does.
 fn tidy(store: &Arc<Store>, ledger: &Ledger, random: &mut Random) {
     let valid: Vec<StorePath> = store.all_valid_paths().unwrap().into_iter().collect();
-    match random.below(6) {
+    match random.below(8) {
         0 | 1 => delete(ledger, || collect(store, GcAction::DeleteDead, GcScope::WholeStore).unwrap()),
         2 if !valid.is_empty() => {
             let paths = [valid[random.below(valid.len())].clone()].into();
             let scope = GcScope::Paths { paths, with_referrers: true };
             delete(ledger, || collect(store, GcAction::DeleteSpecific, scope).unwrap_or_default());
         }
+        6 => {
+            // To its end, or broken off in some pack.
+            let mut left = random.below(20);
+            store
+                .optimise(&mut |_| {
+                    left = left.saturating_sub(1);
+                    if left > 0 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                })
+                .unwrap();
+        }
+        7 => delete(ledger, || collect_some(store, random)),
         3 | 4 if !valid.is_empty() => {
             let path = valid[random.below(valid.len())].clone();
             let held = store.new_temp_roots();
