@@ -26,6 +26,7 @@ use crate::collect::Epochs;
 use crate::digest::Digest;
 use crate::index::{Each, Index, IndexError, IndexOptions, RecoveredIndex, Table};
 use crate::pack::{Form, PackError, Packs, SEAL_AT};
+use crate::prefetch::Prefetcher;
 pub(crate) use catalog::{Catalog, Usage};
 use damaged::DamagedObjects;
 pub(crate) use entry::{Entry, key_bytes, key_of};
@@ -204,7 +205,8 @@ pub(crate) struct Core {
     /// Held while a pack is rewritten.
     pub(crate) repacking: Mutex<()>,
     pub(crate) damaged: DamagedObjects,
-    cache: BlockCache,
+    cache: Arc<BlockCache>,
+    prefetcher: Prefetcher,
 }
 
 impl ObjectStore {
@@ -282,7 +284,8 @@ impl ObjectStore {
             index.commit(batch)?;
         }
         let catalog = Catalog::new(usage);
-        let cache = BlockCache::new(options.cache_bytes);
+        let cache = Arc::new(BlockCache::new(options.cache_bytes));
+        let prefetcher = Prefetcher::start(&packs, &cache);
         let core = Arc::new(Core {
             index,
             packs,
@@ -292,6 +295,7 @@ impl ObjectStore {
             repacking: Mutex::default(),
             damaged: DamagedObjects::default(),
             cache,
+            prefetcher,
         });
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
         Ok(Arc::new(Self { workers: Workers::start(&core, threads)?, core }))
@@ -373,6 +377,7 @@ impl Core {
         let mut before = None;
         loop {
             let Some(entry) = self.entry(key)? else { return Ok(None) };
+            self.prefetcher.note(entry.place);
             match self.cache.get(&self.packs, entry.place) {
                 Ok(block) => {
                     let start = entry.start as usize;
