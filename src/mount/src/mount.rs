@@ -108,6 +108,11 @@ impl Mount {
         }
     }
 
+    /// Whether somebody else has unmounted it, so that there is nothing left to serve.
+    pub fn has_ended(&self) -> bool {
+        self.server.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Takes the mount away. Processes that have files in it open, and mount namespaces that hold a copy of it, go on
     /// being served by the threads it leaves behind until they let go or this process ends; nothing here waits for them.
     pub fn unmount(mut self) -> Result<(), MountError> {
