@@ -1,6 +1,7 @@
 //! A large tree of real files, taken from the machine's own `/usr`.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 use std::process::Command;
 
@@ -43,4 +44,72 @@ fn contents(dir: &Path) -> Result<u64> {
         };
     }
     Ok(sum)
+}
+
+/// What of /usr comes first: a compiler with all it needs, so that the tree can stand in for /usr.
+const FIRST: [&str; 7] = ["bin", "include", "lib/gcc", "libexec", "lib/x86_64-linux-gnu", "lib64", "share"];
+/// And then until it is enough.
+const THEN: [&str; 3] = ["lib/python3", "lib/python3.11", "lib"];
+
+/// Copies /usr, or as much of it as is needed for so many bytes and entries, to the directory `usr` in `to`, under the names
+/// it has. Answers the number of entries and of bytes.
+pub fn of_usr(to: &Path, bytes: u64, entries: u64) -> Result<(u64, u64)> {
+    let mut counted = (0, 0);
+    for (number, name) in FIRST.iter().chain(&THEN).enumerate() {
+        let (from, copy) = (Path::new("/usr").join(name), to.join("usr").join(name));
+        if !from.is_dir() || (number >= FIRST.len() && counted.0 >= entries && counted.1 >= bytes) {
+            continue;
+        }
+        fs::create_dir_all(&copy).doing("creating", &copy)?;
+        println!("$ cp -r {} {}", from.display(), copy.display());
+        run(Command::new("cp").args(["-r", "--no-dereference"]).arg(from.join(".")).arg(&copy))?;
+        run(Command::new("chmod").args(["-R", "a+rX,u-s,g-s"]).arg(&copy))?;
+        counted = (count(to)?, contents(to)?);
+    }
+    if counted.0 < entries || counted.1 < bytes {
+        return Err(Error::Wrong(format!("/usr has only {} entries and {} bytes", counted.0, counted.1)));
+    }
+    Ok(counted)
+}
+
+fn count(dir: &Path) -> Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(dir).doing("listing", dir)? {
+        let entry = entry.doing("listing", dir)?;
+        sum += 1;
+        if entry.file_type().doing("looking at", entry.path())?.is_dir() {
+            sum += count(&entry.path())?;
+        }
+    }
+    Ok(sum)
+}
+
+/// Writes a file of that length which compresses as real files do and shares nothing with them: the files of a tree one
+/// after the other, every byte changed, and changed otherwise each time round.
+pub fn large_file(tree: &Path, to: &Path, length: u64) -> Result<()> {
+    let mut file = BufWriter::new(File::create(to).doing("creating", to)?);
+    let (mut left, mut round) = (length, 0_u8);
+    while left > 0 && round < u8::MAX {
+        round += 1;
+        append(tree, &mut file, &mut left, round)?;
+    }
+    file.flush().doing("writing", to)?;
+    run(Command::new("chmod").arg("a+r").arg(to)).map(drop)
+}
+
+fn append(dir: &Path, to: &mut impl Write, left: &mut u64, change: u8) -> Result<()> {
+    for entry in fs::read_dir(dir).doing("listing", dir)? {
+        let path = entry.doing("listing", dir)?.path();
+        let kind = fs::symlink_metadata(&path).doing("looking at", &path)?.file_type();
+        if kind.is_dir() {
+            append(&path, to, left, change)?;
+        } else if kind.is_file() && *left > 0 {
+            let mut bytes = Vec::new();
+            File::open(&path).and_then(|file| file.take(*left).read_to_end(&mut bytes)).doing("reading", &path)?;
+            bytes.iter_mut().for_each(|byte| *byte ^= change);
+            to.write_all(&bytes).doing("writing", &path)?;
+            *left -= bytes.len() as u64;
+        }
+    }
+    Ok(())
 }

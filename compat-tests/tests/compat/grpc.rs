@@ -14,11 +14,21 @@ use crate::{Setup, castored_setup};
 /// BLAKE3 of the bytes `x86_64-linux`: the vector that snix's documentation uses as well.
 const DIGEST: &str = "KOM3/IHEx7YfInAnlJpAElYezq0Sxn9fRz7xuClwNfA=";
 
-fn start(s: &Setup) -> (Daemon, Server) {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+/// An address that nobody listens on.
+pub(crate) fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+/// A daemon that serves gRPC on this address.
+pub(crate) fn start_on(s: &Setup, address: &str) -> Daemon {
     let mut command = s.subject.command(&s.room, &default_conf()).unwrap();
-    command.env(GRPC_VARIABLE, &free);
-    let daemon = Daemon::spawn(command, &s.room, Path::new(SOCKET)).unwrap();
+    command.env(GRPC_VARIABLE, address);
+    Daemon::spawn(command, &s.room, Path::new(SOCKET)).unwrap()
+}
+
+fn start(s: &Setup) -> (Daemon, Server) {
+    let free = free_address();
+    let daemon = start_on(s, &free);
     (daemon, Server::connect(&free).unwrap())
 }
 

@@ -17,6 +17,7 @@ mod grpc;
 mod life;
 mod many;
 mod mount;
+mod mount_elsewhere;
 mod moving;
 mod nixos;
 mod recursive;

@@ -20,7 +20,7 @@ const REPAIRED: i32 = 2;
 const DAMAGED: i32 = 3;
 
 /// Bytes that do not compress, so that a pack holds them as they are.
-fn noise(seed: u64, length: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed | 1;
     let mut next = || {
         state ^= state << 13;
@@ -47,7 +47,7 @@ fn damage(pack: &Path, at: u64) {
 }
 
 /// Damages what the packs hold of these bytes, every copy.
-fn damage_copies_of(bytes: &[u8]) {
+pub(crate) fn damage_copies_of(bytes: &[u8]) {
     let mut copies = 0;
     for pack in packs() {
         let contents = fs::read(&pack).unwrap();
@@ -77,7 +77,7 @@ fn with_damage(s: &Setup, daemon: Daemon, damage: impl FnOnce()) -> Daemon {
     s.start()
 }
 
-fn is_io_error(path: &str) -> bool {
+pub(crate) fn is_io_error(path: &str) -> bool {
     fs::read(path).is_err_and(|error| error.raw_os_error() == Some(5))
 }
 

@@ -42,13 +42,23 @@ impl BlockCache {
     /// The decoded block at `place`. Of several threads that miss the same block one reads it.
     pub(crate) fn get(&self, packs: &Packs, place: Place) -> Result<Bytes, PackError> {
         let mut missed = false;
-        let block = self.blocks.get_or_insert_with(&(place.pack, place.offset), || {
-            missed = true;
-            packs.read(place)
-        });
+        let block = self.get_or_read(packs, place, &mut missed);
         let counter = if missed { &self.misses } else { &self.hits };
         counter.fetch_add(1, Ordering::Relaxed);
         block
+    }
+
+    /// Sees to it that the block at `place` is here, for somebody who will want it. That counts as neither found nor not
+    /// found.
+    pub(crate) fn load(&self, packs: &Packs, place: Place) -> Result<(), PackError> {
+        self.get_or_read(packs, place, &mut false).map(drop)
+    }
+
+    fn get_or_read(&self, packs: &Packs, place: Place, missed: &mut bool) -> Result<Bytes, PackError> {
+        self.blocks.get_or_insert_with(&(place.pack, place.offset), || {
+            *missed = true;
+            packs.read(place)
+        })
     }
 
     /// How many blocks were found and not found.

@@ -30,6 +30,7 @@ mod node;
 pub mod objects;
 pub mod pack;
 pub mod parallel;
+mod prefetch;
 pub mod proto;
 pub mod rebuild;
 pub mod repack;

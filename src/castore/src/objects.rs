@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 use crate::cache::BlockCache;
 use crate::index::{Each, Index, IndexError, IndexOptions, RecoveredIndex, Table};
 use crate::pack::{Form, PackError, Packs, SEAL_AT};
+use crate::prefetch::Prefetcher;
 pub(crate) use catalog::{Catalog, Usage};
 use damaged::DamagedObjects;
 pub(crate) use entry::Entry;
@@ -162,7 +163,8 @@ pub(crate) struct Core {
     /// Held while a pack is rewritten.
     pub(crate) repacking: Mutex<()>,
     pub(crate) damaged: DamagedObjects,
-    cache: BlockCache,
+    cache: Arc<BlockCache>,
+    prefetcher: Prefetcher,
 }
 
 impl ObjectStore {
@@ -240,7 +242,8 @@ impl ObjectStore {
             index.commit(batch)?;
         }
         let catalog = Catalog::new(usage);
-        let cache = BlockCache::new(options.cache_bytes);
+        let cache = Arc::new(BlockCache::new(options.cache_bytes));
+        let prefetcher = Prefetcher::start(&packs, &cache);
         let core = Arc::new(Core {
             index,
             packs,
@@ -250,6 +253,7 @@ impl ObjectStore {
             repacking: Mutex::default(),
             damaged: DamagedObjects::default(),
             cache,
+            prefetcher,
         });
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
         Ok(Arc::new(Self { workers: Workers::start(&core, threads)?, core }))
@@ -331,6 +335,7 @@ impl Core {
         let mut before = None;
         loop {
             let Some(entry) = self.entry(key)? else { return Ok(None) };
+            self.prefetcher.note(entry.place);
             match self.cache.get(&self.packs, entry.place) {
                 Ok(block) => {
                     let start = entry.start as usize;

@@ -8,8 +8,10 @@ use ::daemon::Locations;
 use clap::{Args, Parser, Subcommand};
 
 use crate::failure::Failure;
+use crate::mount::MountArgs;
 use crate::moving::{AdoptArgs, ExportArgs};
-use crate::{daemon, fsck, import, moving, stats, status};
+use crate::umount::UmountArgs;
+use crate::{daemon, fsck, import, mount, moving, stats, status, umount};
 
 /// A drop-in replacement for nix-daemon: a content-addressed, deduplicated, compressed Nix store.
 #[derive(Debug, Parser)]
@@ -50,6 +52,8 @@ enum Command {
     Import(ImportArgs),
     Adopt(AdoptArgs),
     ExportStore(ExportArgs),
+    Mount(MountArgs),
+    Umount(UmountArgs),
     /// Show what a running daemon is doing.
     Status(FormatArgs),
     /// Check the store: every object, table and path. Exits with 0 when it is sound, 2 when all damage was repaired, 3 when
@@ -122,6 +126,8 @@ impl Cli {
             Command::Import(args) => import::run(&locations, &args.paths),
             Command::Adopt(args) => moving::adopt(&locations, &args),
             Command::ExportStore(args) => moving::export(&locations, &args),
+            Command::Mount(args) => mount::run(&locations, &args),
+            Command::Umount(args) => umount::run(&locations, args),
             Command::Status(args) => status::run(&locations, args.json),
             Command::Fsck(FsckArgs { repair, rebuild_index, json, paths }) => {
                 fsck::run(&locations, fsck::Options { repair, rebuild_index, json, paths })

@@ -19,7 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::failure::Failure;
-use crate::{fsck, state, status};
+use crate::{fsck, mending, state, status};
 
 /// Worker threads for what reads the disk or hashes. Idle ones end.
 const BLOCKING_THREADS: usize = 256;
@@ -124,6 +124,7 @@ async fn serve(
 ) -> Result<(), Failure> {
     let config = build_config(&locations, &settings, store_mount)?;
     let scheduler = Scheduler::new(store.clone(), config, Box::new(Substituters::new(store.clone())));
+    mending::start(&store, scheduler.clone(), &settings);
     let listeners = listen_for_grpc(grpc, grpc_socket(&locations.state_dir), &settings)?;
     let grpc_address = listeners.tcp_address();
     let services = rpc_services(&store, &settings)?;
@@ -230,7 +231,7 @@ fn rpc_services(store: &Arc<Store>, settings: &Settings) -> Result<rpc::Services
 }
 
 /// Logs to standard error: plain where a service manager reads it, coloured on a terminal.
-fn start_logging() {
+pub(crate) fn start_logging() {
     let filter = EnvFilter::try_from_env("CASTORED_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
@@ -251,15 +252,15 @@ fn raise_descriptor_limit() {
 
 /// The signals that end the daemon. Caught from before the store is mounted, so that none of them leaves the mount
 /// behind.
-struct Termination([Signal; 3]);
+pub(crate) struct Termination([Signal; 3]);
 
 impl Termination {
-    fn catch() -> Result<Self, Failure> {
+    pub(crate) fn catch() -> Result<Self, Failure> {
         let catch = |kind| signal(kind).map_err(|source| Failure::Process { action: "catch signals", source });
         Ok(Self([catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?, catch(SignalKind::hangup())?]))
     }
 
-    async fn wait(mut self) {
+    pub(crate) async fn wait(mut self) {
         let [terminate, interrupt, hangup] = &mut self.0;
         tokio::select! {
             _ = terminate.recv() => {}

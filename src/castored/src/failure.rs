@@ -20,6 +20,15 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Mount(#[from] mount::MountError),
     #[error(transparent)]
+    Url(#[from] rpc::client::UrlError),
+    #[error("cannot reach the store at {url}: {source}")]
+    Unreachable { url: String, source: rpc::client::ClientError },
+    #[error(
+        "the daemon of this store serves {}; stop the daemon, which unmounts it, or name another directory",
+        .0.display()
+    )]
+    Served(PathBuf),
+    #[error(transparent)]
     Rpc(#[from] rpc::ServeError),
     #[error(transparent)]
     Migrate(#[from] migrate::Error),

@@ -9,12 +9,15 @@ mod daemon;
 mod failure;
 mod fsck;
 mod import;
+mod mending;
+mod mount;
 mod moving;
 mod sizes;
 mod state;
 mod stats;
 mod status;
 mod stock;
+mod umount;
 
 use std::ffi::OsString;
 use std::path::Path;

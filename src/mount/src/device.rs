@@ -23,7 +23,7 @@ const DEVICE: &str = "/dev/fuse";
 /// What the mount table shows as the device.
 const SOURCE: &str = "castored";
 /// What the mount table shows as the type, behind `fuse.`.
-const SUBTYPE: &str = "castored";
+pub(crate) const SUBTYPE: &str = "castored";
 /// The helper that mounts for ordinary users.
 const HELPER: &str = "fusermount3";
 /// Where the helper reads whether ordinary users may let others see their mounts.

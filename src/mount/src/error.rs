@@ -64,6 +64,23 @@ pub enum MountError {
         /// Why.
         source: io::Error,
     },
+    /// Something is in the directory, which a mount would hide.
+    #[error("cannot mount on {}: it is not empty, and a mount would hide what it holds", .mountpoint.display())]
+    NotEmpty {
+        /// Where.
+        mountpoint: PathBuf,
+    },
+    /// No filesystem of castored's is mounted there.
+    #[error("cannot unmount {}: {}", .mountpoint.display(), match .filesystem {
+        Some(filesystem) => format!("what is mounted there is not castored's but {filesystem}"),
+        None => "nothing is mounted there".to_owned(),
+    })]
+    NotMounted {
+        /// Where.
+        mountpoint: PathBuf,
+        /// The type of the filesystem that is mounted there instead, as the mount table shows it.
+        filesystem: Option<String>,
+    },
     /// A mount could not be detached.
     #[error("cannot detach the mount on {}: {source}", .mountpoint.display())]
     Detach {

@@ -87,8 +87,13 @@ impl StoreFilesystem {
             TreeError::WrongKind => Errno::EINVAL,
             TreeError::NameTooLong(_) => Errno::ENAMETOOLONG,
             TreeError::TooLarge | TreeError::Truncated { .. } | TreeError::View(_) => {
-                let path = self.tree.describe(NodeId::from(ino.0));
-                tracing::error!(path, asked, %error, "cannot answer a request of the mount");
+                let id = NodeId::from(ino.0);
+                let path = self.tree.describe(id);
+                let digest = self.tree.digest_attribute(id).ok().flatten().map(|attribute| attribute.digest);
+                let digest = digest.map_or_else(|| "none".to_owned(), |digest| digest.to_string());
+                let error = error as &dyn std::error::Error;
+                tracing::error!(path, digest, asked, error, "cannot answer a request of the mount");
+                self.tree.report_damage(id);
                 Errno::EIO
             }
         }

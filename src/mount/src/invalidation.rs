@@ -6,6 +6,7 @@
 //! * **A path is added:** its name is found at once without our doing anything. The listing is taken back if one is under
 //!   way or has been read since it was last taken back, so `ls` shows the path when the client hears that it was added.
 //! * **A path is removed:** its name is taken back, then the listing.
+//! * **The listing grew old**, because the store is elsewhere and nobody tells: it is taken back, too.
 //!
 //! A listing that was read from the view before a change can reach the kernel's memory after the change was handled. So
 //! a listing counts as under way until its reply has been written, and before a listing is taken back the kernel is made

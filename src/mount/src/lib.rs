@@ -21,8 +21,10 @@ mod mount_table;
 mod mountpoint;
 mod node_id;
 mod tree;
+mod unmount;
 
 pub use error::MountError;
 pub use mount::{Mount, Options};
 pub use node_id::NodeId;
 pub use tree::{Attributes, DigestAttribute, Kind, Listed, Tree, TreeError};
+pub use unmount::{require_empty, unmount};

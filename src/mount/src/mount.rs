@@ -108,6 +108,13 @@ impl Mount {
         }
     }
 
+    /// Whether somebody else has unmounted it, so that there is nothing left to serve here. Other mount namespaces may still
+    /// have copies of it.
+    pub fn has_ended(&self) -> bool {
+        self.server.as_ref().is_none_or(JoinHandle::is_finished)
+            || mount_table::is_mounted(&self.entry).is_ok_and(|mounted| !mounted)
+    }
+
     /// Takes the mount away. Processes that have files in it open, and mount namespaces that hold a copy of it, go on
     /// being served by the threads it leaves behind until they let go or this process ends; nothing here waits for them.
     pub fn unmount(mut self) -> Result<(), MountError> {

@@ -39,6 +39,12 @@ pub(crate) fn mount_at(mountpoint: &Path) -> io::Result<Option<MountEntry>> {
     Ok(entries.rfind(|entry| entry.mountpoint == mountpoint))
 }
 
+/// Whether that very mount is still there, at whatever depth below others.
+pub(crate) fn is_mounted(entry: &MountEntry) -> io::Result<bool> {
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    Ok(table.split(|byte| *byte == b'\n').filter_map(parse_line).any(|other| other == *entry))
+}
+
 /// Reads `id parent major:minor root mountpoint options [optional fields] - type source options`.
 fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|byte| *byte == b' ');
@@ -108,7 +114,9 @@ mod tests {
 
     #[test]
     fn this_machine_has_a_root() {
-        assert!(mount_at(Path::new("/")).unwrap().is_some());
+        let root = mount_at(Path::new("/")).unwrap().unwrap();
+        assert!(is_mounted(&root).unwrap());
+        assert!(!is_mounted(&MountEntry { device: "0:0".into(), ..root }).unwrap());
         assert!(mount_at(Path::new("/no/such/mount")).unwrap().is_none());
     }
 }

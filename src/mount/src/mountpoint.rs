@@ -19,6 +19,21 @@ const PROBE: Duration = Duration::from_secs(5);
 /// How many dead mounts may lie on top of each other.
 const MAX_STALE: usize = 64;
 
+/// The absolute path of a mountpoint, which may be missing or dead, without symlinks above its last component.
+pub(crate) fn resolve(mountpoint: &Path) -> Result<PathBuf, MountError> {
+    let unusable = |source| MountError::Mountpoint { mountpoint: mountpoint.to_owned(), source };
+    let (Some(parent), Some(name)) = (mountpoint.parent(), mountpoint.file_name()) else {
+        return Err(unusable(io::Error::from(Errno::EINVAL)));
+    };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    match parent.canonicalize() {
+        Ok(parent) => Ok(parent.join(name)),
+        // Nothing of it is there yet.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => std::path::absolute(mountpoint).map_err(unusable),
+        Err(error) => Err(unusable(error)),
+    }
+}
+
 /// Creates the mountpoint if it is missing, detaches dead mounts from it, and returns its path without symlinks.
 pub(crate) fn prepare(mountpoint: &Path) -> Result<PathBuf, MountError> {
     let unusable = |source| MountError::Mountpoint { mountpoint: mountpoint.to_owned(), source };

@@ -256,6 +256,13 @@ impl Tree {
         self.path_of(id).unwrap_or_else(|_| format!("(inode {})", u64::from(id)))
     }
 
+    /// Tells the store that a node cannot be read, so that its path may be repaired.
+    pub fn report_damage(&self, id: NodeId) {
+        if let Ok(Some(root)) = self.view.by_number(id.number()) {
+            self.view.report_damage(&root.path);
+        }
+    }
+
     /// Drops what is remembered of a store path that was removed.
     ///
     /// Nodes below its root may stay in the cache: only a process that holds one of them open can still ask for it, and

@@ -1,14 +1,20 @@
-//! Another store's castore as if it were local: [`BlobService`] and [`DirectoryService`] over gRPC.
+//! Another store as if it were local: [`BlobService`](castore::BlobService),
+//! [`DirectoryService`](castore::DirectoryService) and [`StoreView`](store::view::StoreView) over gRPC.
 //!
 //! The traits are synchronous, so a call here blocks its thread while the runtime it was given does the talking; it
 //! must not be made from an async task of that runtime. What arrives is checked against the digest that was asked for.
 
 mod blobs;
 mod directories;
+mod paths;
+mod url;
+mod view;
 
 use std::future::Future;
+use std::time::Duration;
 
 use castore::Error;
+use nix_compat::store_path::StorePath;
 use tokio::runtime::Handle;
 use tokio_stream::StreamExt as _;
 use tonic::transport::{Channel, Endpoint};
@@ -16,8 +22,12 @@ use tonic::{Status, Streaming};
 
 pub use blobs::RemoteBlobs;
 pub use directories::RemoteDirectories;
+pub use paths::RemotePaths;
+pub use url::{UrlError, open};
+pub use view::RemoteView;
 
-use crate::limits::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
+/// How long a peer may take to answer, and between one piece of an answer and the next.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a peer did that it should not.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +51,21 @@ pub enum ClientError {
     /// The peer says of a blob what cannot be.
     #[error("the peer's chunks of blob {0} make no sense")]
     Chunks(castore::Digest),
+    /// The peer says nothing.
+    #[error("cannot {action}: no answer within {} seconds", PATIENCE.as_secs())]
+    Silent {
+        /// What was tried.
+        action: &'static str,
+    },
+    /// The peer's description of a store path makes no sense.
+    #[error("the peer sent a malformed path info: {0}")]
+    Path(String),
+    /// The peer answered with another path than the one asked for.
+    #[error("the peer answered with path '{0}', which was not asked for")]
+    OtherPath(StorePath),
+    /// The peer has more than can be kept track of.
+    #[error("the peer has more than {0} store paths")]
+    TooManyPaths(usize),
     /// The peer sent a directory that is not one.
     #[error("the peer sent a malformed directory: {0}")]
     Directory(#[from] castore::DecodeError),
@@ -57,10 +82,7 @@ impl From<ClientError> for Error {
 /// # Errors
 /// When the URI is malformed.
 pub fn channel(uri: String) -> Result<Channel, tonic::transport::Error> {
-    let endpoint = Endpoint::from_shared(uri)?
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-    Ok(endpoint.connect_lazy())
+    Ok(url::tuned(Endpoint::from_shared(uri)?).connect_lazy())
 }
 
 /// The runtime that talks while a caller waits.
@@ -68,22 +90,37 @@ pub fn channel(uri: String) -> Result<Channel, tonic::transport::Error> {
 struct Runtime(Handle);
 
 impl Runtime {
-    /// Waits for a call. `None` when the peer does not have what was asked for.
+    /// [`call`] for who is not in a runtime.
     fn call<T>(
         &self,
         action: &'static str,
-        call: impl Future<Output = Result<T, Status>>,
+        started: impl Future<Output = Result<T, Status>>,
     ) -> Result<Option<T>, ClientError> {
-        match self.0.block_on(call) {
-            Ok(answer) => Ok(Some(answer)),
-            Err(status) if status.code() == tonic::Code::NotFound => Ok(None),
-            Err(status) => Err(ClientError::Call { action, status: Box::new(status) }),
-        }
+        self.0.block_on(call(action, started))
     }
 
-    /// Waits for the next message of an answer.
+    /// [`next`] for who is not in a runtime.
     fn next<T>(&self, action: &'static str, stream: &mut Streaming<T>) -> Result<Option<T>, ClientError> {
-        let status = |status| ClientError::Call { action, status: Box::new(status) };
-        self.0.block_on(stream.next()).transpose().map_err(status)
+        self.0.block_on(next(action, stream))
     }
+}
+
+/// Waits for a call. `None` when the peer does not have what was asked for.
+async fn call<T>(
+    action: &'static str,
+    started: impl Future<Output = Result<T, Status>>,
+) -> Result<Option<T>, ClientError> {
+    match tokio::time::timeout(PATIENCE, started).await {
+        Ok(Ok(answer)) => Ok(Some(answer)),
+        Ok(Err(status)) if status.code() == tonic::Code::NotFound => Ok(None),
+        Ok(Err(status)) => Err(ClientError::Call { action, status: Box::new(status) }),
+        Err(_) => Err(ClientError::Silent { action }),
+    }
+}
+
+/// Waits for the next message of an answer.
+async fn next<T>(action: &'static str, stream: &mut Streaming<T>) -> Result<Option<T>, ClientError> {
+    let message = tokio::time::timeout(PATIENCE, stream.next()).await;
+    let message = message.map_err(|_| ClientError::Silent { action })?;
+    message.transpose().map_err(|status| ClientError::Call { action, status: Box::new(status) })
 }

@@ -70,8 +70,7 @@ pub(crate) fn to_message(info: &PathInfo, node: &Node) -> message::PathInfo {
 /// The path a message describes. Nothing is checked but its form.
 pub(crate) fn from_message(path_info: message::PathInfo) -> Result<NewPath, InvalidPathInfo> {
     let message::PathInfo { node, references: digests, narinfo } = path_info;
-    let (name, node) = node.ok_or(InvalidPathInfo::NoNode)?.into_parts()?;
-    let path = base_name(&name)?;
+    let (path, node) = root_of(node)?;
     let message::NarInfo { nar_size, nar_sha256, signatures, reference_names, deriver, ca } =
         narinfo.ok_or(InvalidPathInfo::NoNarInfo)?;
 
@@ -93,6 +92,12 @@ pub(crate) fn from_message(path_info: message::PathInfo) -> Result<NewPath, Inva
         ca: ca.map(ca_from_message).transpose()?,
     };
     Ok(NewPath { info, node, pin: None })
+}
+
+/// The path and the tree that a message's node names.
+pub(crate) fn root_of(node: Option<NodeMessage>) -> Result<(StorePath, Node), InvalidPathInfo> {
+    let (name, node) = node.ok_or(InvalidPathInfo::NoNode)?.into_parts()?;
+    Ok((base_name(&name)?, node))
 }
 
 fn base_name(bytes: &[u8]) -> Result<StorePath, InvalidPathInfo> {

@@ -12,6 +12,7 @@ use nix_compat::path_info::PathInfo;
 use nix_compat::store_path::{StoreDir, StorePath};
 use parking_lot::{Mutex, RwLock};
 
+use crate::damage::DamageListener;
 use crate::derivations::DerivationCache;
 use crate::entries::EntryCache;
 use crate::error::{Error, Result};
@@ -133,6 +134,7 @@ pub struct Store {
     pub(crate) watch: Watch,
     pub(crate) quarantine: Quarantine,
     subscribers: RwLock<Vec<Subscriber>>,
+    pub(crate) damage_listener: RwLock<Option<DamageListener>>,
     /// How files are recognised that processes see through the mount.
     pub(crate) recognise: RwLock<Option<Recognise>>,
     /// Last, so that it is released when everything above is closed.
@@ -200,6 +202,7 @@ impl Store {
             watch: Watch::default(),
             quarantine,
             subscribers: RwLock::default(),
+            damage_listener: RwLock::default(),
             recognise: RwLock::default(),
             engine,
             _lock: lock,

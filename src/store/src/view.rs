@@ -41,6 +41,8 @@ pub enum StoreEvent {
         /// The number the path had.
         number: u32,
     },
+    /// Paths may have come that nobody told of: the view is of a store elsewhere, and what it listed grows old.
+    Outdated,
 }
 
 /// Told of every [`StoreEvent`], in the order in which the changes became visible for one name; what changed at once is
@@ -106,4 +108,7 @@ pub trait StoreView: Send + Sync {
 
     /// Room on the filesystem that holds the store.
     fn space(&self) -> Result<Space, ViewError>;
+
+    /// Tells that something of this path could not be read. Whoever can have it repaired does, after this has returned.
+    fn report_damage(&self, _path: &StorePath) {}
 }

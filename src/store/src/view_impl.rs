@@ -89,6 +89,10 @@ impl StoreView for Store {
             files_free: found.files_free(),
         })
     }
+
+    fn report_damage(&self, path: &StorePath) {
+        self.tell_damage(path);
+    }
 }
 
 #[cfg(test)]

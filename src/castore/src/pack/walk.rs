@@ -20,6 +20,20 @@ impl Packs {
         Walk { pack: number, next: FILE_HEADER as u64 }
     }
 
+    /// Where the block stands that begins at `offset`; `None` at the pack's end, and where no block can be. Only the lengths
+    /// in its header are looked at: who reads the block verifies it.
+    pub(crate) fn place_at(&self, number: u32, offset: u64) -> Option<Place> {
+        let pack = self.packs.read().get(&number).cloned()?;
+        let end = pack.written.load(Ordering::Acquire);
+        let mut header = [0; HEADER];
+        if offset + HEADER as u64 > end {
+            return None;
+        }
+        self.file(&pack).ok()?.read_exact_at(&mut header, offset).ok()?;
+        let length = block::lengths(&header)?.whole();
+        (offset + length as u64 <= end).then_some(Place { pack: number, offset, length: length as u32 })
+    }
+
     /// The next block's place, header and table, verified; None after the last.
     ///
     /// # Errors

@@ -3,11 +3,14 @@
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::io::Read;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::fixture::{mounted, names};
+use nix::errno::Errno;
+
+use crate::fixture::{mounted, names, noise};
 
 #[test]
 fn a_new_path_is_there_at_once_for_whoever_looked_before() {
@@ -68,6 +71,82 @@ fn an_open_file_outlives_its_path() {
     let mut again = String::new();
     file.read_to_string(&mut again).unwrap();
     assert_eq!((text.as_str(), again.as_str()), ("still here", "still here"));
+}
+
+#[test]
+fn what_was_not_read_of_an_open_file_before_its_path_went_is_right_or_an_error() {
+    let Some(store) = mounted() else { return };
+    let contents = noise(24 << 20, 11);
+    let first = store.view.add("open", store.view.directory([("file", store.view.file(&contents))]));
+    let file = File::open(store.path(&first).join("file")).unwrap();
+    let mut piece = vec![0; 4096];
+    file.read_exact_at(&mut piece, 0).unwrap();
+    store.view.remove(&first);
+    // Another file takes the name, which must not show up behind the old one's descriptor.
+    store.view.add("open", store.view.directory([("file", store.view.file(noise(24 << 20, 12)))]));
+    for offset in (0..contents.len() - piece.len()).step_by(1 << 20).rev() {
+        match file.read_exact_at(&mut piece, offset as u64) {
+            Ok(()) => assert!(piece == contents[offset..offset + piece.len()], "at {offset}"),
+            Err(error) => assert_eq!(error.raw_os_error(), Some(Errno::ESTALE as i32), "{error}"),
+        }
+    }
+    assert!(fs::read(store.path(&first).join("file")).unwrap() == noise(24 << 20, 12));
+}
+
+#[test]
+fn a_directory_held_open_ends_with_its_path() {
+    let Some(store) = mounted() else { return };
+    let view = &store.view;
+    let entries: Vec<_> = (0..5_000).map(|i| (format!("{i:05}"), view.file(""))).collect();
+    let base = view.add("wide", view.directory(entries));
+    let mut listing = fs::read_dir(store.path(&base)).unwrap();
+    let first = listing.next().unwrap().unwrap().file_name();
+    assert_eq!(first, "00000");
+    view.remove(&base);
+    // What comes out is a prefix of the listing, and at its end there is an end or an error.
+    for (i, entry) in listing.enumerate() {
+        match entry {
+            Ok(entry) => assert_eq!(entry.file_name(), format!("{:05}", i + 1).as_str()),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(Errno::ESTALE as i32), "{error}");
+                break;
+            }
+        }
+    }
+    assert_eq!(fs::read_dir(store.path(&base)).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_path_appears_at_once_while_others_are_looking_for_it() {
+    let Some(store) = mounted() else { return };
+    let view = &store.view;
+    let expected = |i: usize| {
+        let base = view.add(&format!("path-{i:04}"), view.file("old"));
+        view.remove(&base);
+        store.path(base)
+    };
+    let paths: Vec<_> = (0..200).map(expected).collect();
+    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::SeqCst) {
+                    if let Some(path) = paths.get(next.load(Ordering::SeqCst)) {
+                        let _ = fs::symlink_metadata(path);
+                    }
+                }
+            });
+        }
+        for (i, path) in paths.iter().enumerate() {
+            next.store(i, Ordering::SeqCst);
+            for _ in 0..5 {
+                assert_eq!(fs::read(path).unwrap_err().kind(), ErrorKind::NotFound);
+            }
+            view.add(&format!("path-{i:04}"), view.file("new"));
+            assert_eq!(fs::read(path).unwrap(), b"new", "{path:?}");
+        }
+    });
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! A store in memory and a place to mount it.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,6 +33,8 @@ pub(crate) struct MemoryView {
     paths: RwLock<Paths>,
     subscribers: Mutex<Vec<Subscriber>>,
     damaged: Mutex<HashSet<Digest>>,
+    /// Files too large to be held: every eight bytes of them are their own offset.
+    counting: Mutex<HashSet<Digest>>,
     lookups: AtomicU64,
 }
 
@@ -50,6 +54,13 @@ impl MemoryView {
     pub(crate) fn executable(&self, contents: impl AsRef<[u8]>) -> Node {
         let (digest, size) = BlobService::put(&self.objects, &mut contents.as_ref()).unwrap();
         Node::File { digest, size, executable: true }
+    }
+
+    /// A file of any size whose bytes are those of [`counting`].
+    pub(crate) fn counting_file(&self, size: u64) -> Node {
+        let digest = Digest::of(format!("counting to {size}").as_bytes());
+        self.counting.lock().insert(digest);
+        Node::File { digest, size, executable: false }
     }
 
     pub(crate) fn symlink(&self, target: impl AsRef<[u8]>) -> Node {
@@ -142,6 +153,9 @@ impl StoreView for MemoryView {
         if self.damaged.lock().contains(digest) {
             return Err(storage(std::io::Error::other("checksum of the block is wrong")));
         }
+        if self.counting.lock().contains(digest) {
+            return Ok(counting(offset, len).into());
+        }
         self.objects.read_at(digest, offset, len).map_err(storage)
     }
 
@@ -152,6 +166,13 @@ impl StoreView for MemoryView {
     fn space(&self) -> Result<Space, ViewError> {
         Ok(SPACE)
     }
+}
+
+/// Bytes of a file of which every eight are their own offset, little end first.
+pub(crate) fn counting(offset: u64, len: usize) -> Vec<u8> {
+    let skip = (offset % 8) as usize;
+    let words = (offset / 8..).flat_map(|word| (word * 8).to_le_bytes());
+    words.skip(skip).take(len).collect()
 }
 
 fn storage(error: impl std::error::Error + Send + Sync + 'static) -> ViewError {
@@ -179,6 +200,8 @@ impl Mounted {
 /// Mounts a new, empty store, or says why this test is skipped.
 pub(crate) fn mounted() -> Option<Mounted> {
     let dir = tempfile::tempdir().unwrap();
+    // Other users have to come through it.
+    std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
     let view = Arc::new(MemoryView::default());
     let mount = mount_or_skip(Arc::clone(&view), &dir.path().join("store"))?;
     Some(Mounted { view, mount, _dir: dir })

@@ -11,3 +11,4 @@ mod fixture;
 mod life;
 mod names;
 mod read_only;
+mod users;

@@ -93,16 +93,35 @@ fn wide(store: &Mounted, entries: usize) -> PathBuf {
 
 #[test]
 fn directories_may_be_wide() {
-    const ENTRIES: usize = 20_000;
+    const ENTRIES: usize = 100_000;
     let Some(store) = mounted() else { return };
     let dir = wide(&store, ENTRIES);
     // First from us, then from the kernel's cache.
     for _ in 0..2 {
         let listed = names(&dir);
         assert_eq!(listed.len(), ENTRIES);
-        assert_eq!((listed[0].as_str(), listed[ENTRIES - 1].as_str()), ("file-000000", "file-019999"));
+        assert_eq!((listed[0].as_str(), listed[ENTRIES - 1].as_str()), ("file-000000", "file-099999"));
     }
-    assert_eq!(fs::read_to_string(dir.join("file-012345")).unwrap(), "12345");
+    assert_eq!(fs::read_to_string(dir.join("file-098765")).unwrap(), "98765");
+    assert_eq!(errno_of(dir.join("file-100000")), Some(Errno::ENOENT as i32));
+}
+
+#[test]
+fn the_store_directory_may_be_wide() {
+    const PATHS: usize = 100_000;
+    let Some(store) = mounted() else { return };
+    let nothing = store.view.file("");
+    for i in 0..PATHS {
+        store.view.add(&format!("path-{i:06}"), nothing.clone());
+    }
+    for _ in 0..2 {
+        assert_eq!(names(store.root()).len(), PATHS);
+    }
+    let new = store.view.add("new", nothing);
+    assert!(fs::symlink_metadata(store.path(&new)).is_ok());
+    store.view.remove(&new);
+    assert!(fs::symlink_metadata(store.path(&new)).is_err());
+    assert_eq!(names(store.root()).len(), PATHS);
 }
 
 #[test]
