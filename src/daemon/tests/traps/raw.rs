@@ -277,7 +277,7 @@ impl Raw {
 
     /// The same where the daemon has taken all that was sent: then nothing that it has said can be lost.
     pub(crate) fn closed_in_order(&mut self) {
-        assert_eq!(self.stream.read(&mut [0]).expect("the end of the stream"), 0);
+        assert_eq!(self.stream.read(&mut [0]).unwrap(), 0);
     }
 
     /// Whatever else the daemon says before it closes.
