@@ -39,6 +39,13 @@ pub(crate) fn mount_at(mountpoint: &Path) -> io::Result<Option<MountEntry>> {
     Ok(entries.rfind(|entry| entry.mountpoint == mountpoint))
 }
 
+/// Whether the filesystem of that device (`major:minor`) is mounted at `mountpoint`, on top or below others.
+pub(crate) fn is_mounted(mountpoint: &Path, device: &str) -> io::Result<bool> {
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    let mut entries = table.split(|byte| *byte == b'\n').filter_map(parse_line);
+    Ok(entries.any(|entry| entry.mountpoint == mountpoint && entry.device == device))
+}
+
 /// Reads `id parent major:minor root mountpoint options [optional fields] - type source options`.
 fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|byte| *byte == b' ');
