@@ -20,6 +20,10 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Mount(#[from] mount::MountError),
     #[error(transparent)]
+    Keeper(#[from] keeper::KeeperError),
+    #[error(transparent)]
+    Replace(#[from] keeper::replace::ReplaceError),
+    #[error(transparent)]
     Rpc(#[from] rpc::ServeError),
     #[error(transparent)]
     Migrate(#[from] migrate::Error),

@@ -21,6 +21,7 @@ mod handshake;
 mod invalidation;
 mod journal;
 mod kept;
+mod last_words;
 mod mount;
 mod mount_table;
 mod mountpoint;
@@ -30,6 +31,7 @@ mod tree;
 
 pub use error::MountError;
 pub use kept::Kept;
+pub use last_words::answer_for;
 pub use mount::{Mount, Options, abandon};
 pub use node_id::NodeId;
 pub use tree::{Attributes, DigestAttribute, Kind, Listed, Tree, TreeError};
