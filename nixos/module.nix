@@ -75,8 +75,12 @@ in
       after = [ "castored.socket" ];
       unitConfig.RequiresMountsFor = [ "/nix/var" ];
       path = [ pkgs.fuse3 ];
-      # A switch does not restart it: builds would end, and the store would be gone for a moment.
+      # A switch does not restart it: builds would end. `castored daemon --replace` has the new one take over.
       restartIfChanged = false;
+      # Its program lies in the store, so systemd could not start it again while nobody serves the store: a keeper of its
+      # own does, from memory. Should that end as well, this often in a minute is a defect.
+      startLimitIntervalSec = 60;
+      startLimitBurst = 20;
       serviceConfig = {
         Type = "notify";
         ExecStart = "${lib.getExe cfg.package} daemon --grpc-listen ${cfg.grpcListen}";

@@ -14,6 +14,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::unistd::Pid;
 
 use crate::error::{Context, Error, Result};
+use crate::memory;
 use crate::room::{BUILD_GROUP, MEMBERS, Room, TRUSTED, USER};
 use crate::{Call, Who};
 
@@ -135,6 +136,11 @@ pub fn identities_conf() -> String {
     format!("{conf}allowed-users = {trusted} {}\n", USER.name)
 }
 
+/// The program that a process runs; none when it has ended.
+fn program_of(pid: Pid) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/exe")).ok()
+}
+
 /// A program of this workspace, beside the running executable.
 fn beside_us(name: &str, advice: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().doing("finding", "the running executable")?;
@@ -143,10 +149,11 @@ fn beside_us(name: &str, advice: &str) -> Result<PathBuf> {
 }
 
 /// A running daemon. Dropping it ends it.
+///
+/// castored is two processes: the one that was started keeps the mount and the sockets, and its child serves.
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
-    exe: PathBuf,
     log: PathBuf,
     socket: PathBuf,
 }
@@ -162,14 +169,13 @@ impl Daemon {
         }
         let program = PathBuf::from(command.get_program());
         let child = command.stdout(copy).stderr(file).spawn().doing("starting", program)?;
-        let mut daemon = Self { child, exe: PathBuf::new(), log, socket: socket.to_owned() };
+        let mut daemon = Self { child, log, socket: socket.to_owned() };
         let start = Instant::now();
         loop {
             if let Some(status) = daemon.child.try_wait().doing("waiting for", "the daemon")? {
                 return Err(daemon.failure(format!("the daemon ended at once with {status}")));
             }
             if UnixStream::connect(&daemon.socket).is_ok() {
-                daemon.exe = fs::read_link(format!("/proc/{}/exe", daemon.pid())).unwrap_or_default();
                 return Ok(daemon);
             }
             if start.elapsed() > PATIENCE {
@@ -199,9 +205,28 @@ impl Daemon {
         Ok(UnixStream::from(socket))
     }
 
-    /// The daemon's process id.
-    pub fn pid(&self) -> Pid {
+    /// The id of the process that was started, which a service manager would know.
+    pub fn started_pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX))
+    }
+
+    /// The id of the process that serves: castored's own child, or the very process that was started.
+    pub fn pid(&self) -> Pid {
+        self.server().unwrap_or(self.started_pid())
+    }
+
+    /// The child that serves, when there is one. What dead servers left may be children as well for a moment.
+    fn server(&self) -> Option<Pid> {
+        // Stock's children are sessions.
+        if !program_of(self.started_pid())?.to_string_lossy().contains("castored") {
+            return None;
+        }
+        let serves = |pid: &Pid| {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let name = command.split(|byte| *byte == 0).next().unwrap_or_default();
+            self.is_worker(*pid) && !name.is_empty() && !name.ends_with(b"castored-sandbox")
+        };
+        memory::children(self.started_pid()).into_iter().find(serves)
     }
 
     /// Everything it has logged in this room, over all its starts.
@@ -216,7 +241,7 @@ impl Daemon {
 
     /// Ends it with SIGTERM, as a service manager does; it must end by itself.
     pub fn stop(mut self) -> Result<ExitStatus> {
-        kill(self.pid(), Signal::SIGTERM).doing("stopping", "the daemon")?;
+        kill(self.started_pid(), Signal::SIGTERM).doing("stopping", "the daemon")?;
         self.wait(PATIENCE)
     }
 
@@ -232,26 +257,45 @@ impl Daemon {
         Err(self.failure(format!("the daemon did not end within {limit:?}")))
     }
 
-    /// Sends SIGKILL: no warning, no cleaning up. Stock Nix has a process for each connection; those go too.
+    /// Sends SIGKILL to all of the daemon: no warning, no cleaning up, and nobody is left who would start it again.
     pub fn send_kill(&self) -> Result<()> {
-        let workers = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid())).unwrap_or_default();
-        kill(self.pid(), Signal::SIGKILL).doing("killing", "the daemon")?;
-        for pid in workers.split_whitespace().filter(|pid| self.is_worker(pid)).filter_map(|pid| pid.parse().ok()) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        // In this order, so that no successor comes.
+        let workers: Vec<Pid> =
+            memory::children(self.started_pid()).into_iter().filter(|pid| self.is_worker(*pid)).collect();
+        kill(self.started_pid(), Signal::SIGKILL).doing("killing", "the daemon")?;
+        for pid in workers {
+            let _ = kill(pid, Signal::SIGKILL);
         }
         Ok(())
     }
 
-    /// Whether a child is the daemon itself, forked, rather than something it runs.
-    fn is_worker(&self, pid: &str) -> bool {
-        let exe = |pid: &str| fs::read_link(format!("/proc/{pid}/exe")).ok();
-        exe(pid).is_some_and(|own| own == self.exe)
+    /// Sends SIGKILL to the process that serves; the one that keeps the mount goes on.
+    pub fn kill_server(&self) -> Result<Pid> {
+        let pid = self.server().ok_or_else(|| self.failure("nobody serves".into()))?;
+        kill(pid, Signal::SIGKILL).doing("killing", "the server")?;
+        Ok(pid)
+    }
+
+    /// Whether a child is the daemon itself once more, rather than something it runs.
+    fn is_worker(&self, pid: Pid) -> bool {
+        program_of(pid).is_some_and(|program| {
+            let ours = program_of(self.started_pid());
+            // A replaced server has another program.
+            Some(&program) == ours.as_ref() || program.to_string_lossy().contains("castored")
+        })
     }
 
     /// Kills it without warning and waits for its end.
     pub fn kill_hard(mut self) -> Result<()> {
+        let server = self.pid();
         self.send_kill()?;
-        self.child.wait().doing("waiting for", "the daemon").map(drop)
+        self.child.wait().doing("waiting for", "the daemon")?;
+        // Not our child: what has ended has no program any more.
+        let start = Instant::now();
+        while program_of(server).is_some() && start.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// An error that shows the log.
@@ -262,9 +306,11 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if self.is_running() && kill(self.pid(), Signal::SIGTERM).is_ok() && self.wait(Duration::from_secs(10)).is_err()
+        if self.is_running()
+            && kill(self.started_pid(), Signal::SIGTERM).is_ok()
+            && self.wait(Duration::from_secs(10)).is_err()
         {
-            let _ = self.child.kill();
+            let _ = self.send_kill();
             let _ = self.child.wait();
         }
     }

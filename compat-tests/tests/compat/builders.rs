@@ -38,7 +38,8 @@ fn conf_without_builders() -> String {
 /// Another machine: a room of its own, with a castored in it.
 struct Far {
     dir: PathBuf,
-    pid: Pid,
+    /// Its daemon: the process that keeps the mount, and the one that serves.
+    daemon: [Pid; 2],
     stop: mpsc::Sender<()>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -59,12 +60,12 @@ impl Far {
             let conf = if subject.is_stock() { conf_without_builders() } else { default_conf() };
             let conf = format!("{conf}system-features = big gpu\n");
             let daemon = subject.start_with(&room, &conf).unwrap();
-            tell.send((room.dir().to_owned(), daemon.pid())).unwrap();
+            tell.send((room.dir().to_owned(), [daemon.started_pid(), daemon.pid()])).unwrap();
             let _ = stopped.recv();
             daemon.stop().unwrap();
         });
-        let (dir, pid) = told.recv().unwrap();
-        Self { dir, pid, stop, thread: Some(thread) }
+        let (dir, daemon) = told.recv().unwrap();
+        Self { dir, daemon, stop, thread: Some(thread) }
     }
 
     fn socket(&self) -> PathBuf {
@@ -427,7 +428,7 @@ fn a_machine_that_dies_during_a_build_is_replaced() {
         // Here there is a place as well, but the machine is asked first.
         let building = near.build(&builder, &slow).args(["--max-jobs", "1"]).spawn().unwrap();
         assert!(wait_until(Duration::from_secs(30), || !running(&["sleep", &marker]).is_empty()), "it did not begin");
-        kill(far.pid, Signal::SIGKILL).unwrap();
+        far.daemon.iter().for_each(|pid| kill(*pid, Signal::SIGKILL).unwrap());
         let output = building.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{said}");

@@ -103,7 +103,7 @@ fn sigterm_ends_it_with_clients_connected() {
     let Some(s) = castored_setup("sigterm") else { return };
     let mut daemon = s.start();
     let client = compat_tests::wire::Client::new(daemon.connect().unwrap()).unwrap();
-    nix::sys::signal::kill(daemon.pid(), nix::sys::signal::Signal::SIGTERM).unwrap();
+    nix::sys::signal::kill(daemon.started_pid(), nix::sys::signal::Signal::SIGTERM).unwrap();
     daemon.wait(Duration::from_secs(10)).unwrap();
     drop(client);
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();

@@ -29,6 +29,7 @@ mod space;
 mod stdio;
 mod streams;
 mod substitute;
+mod survival;
 mod tripwire;
 mod upstream_formats;
 mod upstream_vectors;

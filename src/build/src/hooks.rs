@@ -28,6 +28,7 @@ use nix_compat::store_path::{StoreDir, StorePath};
 
 use crate::failure::Failure;
 use crate::log::LineSplitter;
+use crate::oom;
 use crate::options::Options;
 use crate::run::{Control, signal_name};
 use crate::sandbox::Identity;
@@ -221,7 +222,9 @@ impl<'a> Program<'a> {
             // Leaves all supplementary groups too.
             command.uid(uid).gid(gid);
         }
-        let mut group = ProcessGroup(Some(command.spawn().map_err(start)?));
+        let program = command.spawn().map_err(start)?;
+        oom::expose_other(program.id());
+        let mut group = ProcessGroup(Some(program));
         // It has the other end of the pipe.
         drop(command);
         fcntl(&output_pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|e| output(e.into()))?;

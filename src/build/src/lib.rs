@@ -27,6 +27,7 @@ pub mod helper;
 mod hooks;
 mod kept;
 pub mod log;
+pub mod oom;
 mod options;
 mod output;
 mod own;

@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::mount::MountArgs;
 use crate::moving::{AdoptArgs, ExportArgs};
 use crate::umount::UmountArgs;
-use crate::{daemon, fsck, import, mount, moving, stats, status, umount};
+use crate::{daemon, fsck, import, kept, mount, moving, stats, status, umount};
 
 /// A drop-in replacement for nix-daemon: a content-addressed, deduplicated, compressed Nix store.
 #[derive(Debug, Parser)]
@@ -75,6 +75,15 @@ pub(crate) struct DaemonArgs {
     /// reports of bugs.
     #[arg(long, value_name = "DIR")]
     record: Option<PathBuf>,
+    /// Have this castored take the place of the one that runs: it ends in order, this one goes on with the same arguments,
+    /// and neither the mount nor those who connect meanwhile notice. (Under systemd without a keeper, `systemctl restart
+    /// castored` does that.)
+    #[arg(long)]
+    replace: bool,
+    /// Serve from this very process. Otherwise it only keeps the mount and the sockets, for a process of its own that serves
+    /// and is started again when it dies.
+    #[arg(long, conflicts_with = "replace")]
+    no_keeper: bool,
 }
 
 #[derive(Debug, Args)]
@@ -112,6 +121,11 @@ impl Cli {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let locations = self.place.locations()?;
         match self.command {
+            Command::Daemon(DaemonArgs { replace: true, option, .. }) => {
+                // What it would fail at is better said here.
+                daemon::settings(&locations, &pairs(&option))?;
+                kept::replace(&locations)
+            }
             Command::Daemon(args) => {
                 let grpc = match args.grpc_listen.as_str() {
                     "none" => None,
@@ -119,9 +133,8 @@ impl Cli {
                         Failure::Usage(format!("--grpc-listen: '{address}' is no address with a port: {e}"))
                     })?),
                 };
-                let overrides = args.option.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect();
-                let record = args.record;
-                daemon::run(daemon::Options { locations, grpc, overrides, record, forced_trust: None })
+                let (overrides, record, keeper) = (pairs(&args.option), args.record, !args.no_keeper);
+                daemon::run(daemon::Options { locations, grpc, overrides, record, forced_trust: None, keeper })
             }
             Command::Import(args) => import::run(&locations, &args.paths),
             Command::Adopt(args) => moving::adopt(&locations, &args),
@@ -135,4 +148,9 @@ impl Cli {
             Command::Stats(args) => stats::run(&locations, args.json),
         }
     }
+}
+
+/// Names and values of settings, which come one after the other.
+fn pairs(options: &[String]) -> Vec<(String, String)> {
+    options.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect()
 }

@@ -8,23 +8,28 @@ use std::sync::Arc;
 
 use ::daemon::{Daemon, Door, Extras, Locations, Recorder, Trust};
 use build::{BuildConfig, Scheduler};
-use mount::Mount;
+use keeper::Manager;
+use mount::{Kept, Mount};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix_compat::conf::Settings;
-use store::{Config, Store};
+use store::{Config, Durability, Store};
 use substitute::Substituters;
 use tokio::net::unix::UCred;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::failure::Failure;
+use crate::kept::{self, Note};
 use crate::{fsck, mending, state, status};
 
 /// Worker threads for what reads the disk or hashes. Idle ones end.
 const BLOCKING_THREADS: usize = 256;
 /// What is logged unless `CASTORED_LOG` says otherwise. The database below has nothing to tell an administrator.
 const DEFAULT_LOG: &str = "info,fjall=warn,lsm_tree=warn";
+
+/// What runs here, also when its file was replaced or removed, or was only ever in memory.
+const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// How the daemon was started.
 pub(crate) struct Options {
@@ -37,6 +42,17 @@ pub(crate) struct Options {
     pub(crate) record: Option<PathBuf>,
     /// Take every client for this.
     pub(crate) forced_trust: Option<Trust>,
+    /// Whether a process of ours should keep the mount while nobody serves it, unless somebody else does.
+    pub(crate) keeper: bool,
+}
+
+/// How a daemon ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// For good.
+    Stopped,
+    /// For a successor, which takes over what is kept.
+    Left,
 }
 
 /// The experimental feature without which stock lets nobody override trust.
@@ -54,12 +70,124 @@ pub(crate) fn settings(locations: &Locations, overrides: &[(String, String)]) ->
     Ok(settings)
 }
 
+/// Becomes the daemon, or its keeper.
 pub(crate) fn run(options: Options) -> Result<ExitCode, Failure> {
     // Directories made here must be open to users, and to nobody else for writing, whoever starts the daemon.
     umask(Mode::from_bits_truncate(0o022));
     start_logging();
-    let Options { locations, grpc, overrides, record, forced_trust } = options;
-    let settings = settings(&locations, &overrides)?;
+    kept::leave_store(Path::new(options.locations.store_dir.as_str()))?;
+    build::oom::protect();
+    if options.keeper && kept::should_keep() {
+        return kept::keep(&options.locations);
+    }
+    let manager = Manager::from_environment()
+        .map_err(|source| Failure::Process { action: "take what the daemon's keeper hands over", source })?;
+    let left = kept::mount(&manager);
+    let successor = left.is_some();
+    let mut mount = None;
+    let ended = open_and_serve(options, &manager, left, &mut mount);
+    // A failure of a successor's may pass: the next one tries again.
+    if matches!(ended, Ok(End::Left)) || (successor && ended.is_err()) {
+        if let Some(mount) = mount {
+            mount.leave();
+        }
+    } else {
+        if let Some(mount) = mount {
+            mount.unmount()?;
+        }
+        if let Err(error) = manager.remove_all() {
+            tracing::debug!(%error, "whoever kept the mount is gone");
+        }
+    }
+    ended.map(|_| ExitCode::SUCCESS)
+}
+
+/// Opens the store, mounts it or takes over what an earlier server has left, and serves. The mount is put into `mount`.
+fn open_and_serve(
+    options: Options,
+    manager: &Manager,
+    left: Option<Kept>,
+    mount: &mut Option<Mount>,
+) -> Result<End, Failure> {
+    let Options { locations, grpc, overrides, record, forced_trust, keeper: _ } = options;
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .map_err(|source| Failure::Process { action: "start the runtime", source })?;
+    let termination = {
+        let _inside = runtime.enter();
+        Termination::catch(manager.keeps())?
+    };
+
+    let (store, settings) = match left {
+        Some(left) => {
+            let note = Note::of(&left);
+            state::make_directories(&locations)?;
+            let store =
+                open_store(&locations, if note.immediate { Durability::Immediate } else { Durability::Grouped })?;
+            let mount_options = mount::Options { group: note.group, ..mount::Options::default() };
+            *mount = Some(Mount::take_over(store.clone(), left, mount_options)?);
+            // Not before: it may lie in the store.
+            let settings = settings(&locations, &overrides)?;
+            if (::daemon::durability(&settings)? == Durability::Immediate) != note.immediate {
+                tracing::warn!(
+                    "the setting 'durability' was changed; it takes effect when castored is stopped and started"
+                );
+            }
+            (store, settings)
+        }
+        None => {
+            let settings = settings(&locations, &overrides)?;
+            state::prepare(&locations)?;
+            let durability = ::daemon::durability(&settings)?;
+            let store = open_store(&locations, durability)?;
+            state::prepare_store_dir(&locations)?;
+            let note = Note { group: build_group(&settings), immediate: durability == Durability::Immediate };
+            *mount = Some(mount_store(&store, &locations, &note, manager)?);
+            (store, settings)
+        }
+    };
+    if let Some(mount) = mount {
+        let recognise = mount.recogniser();
+        store.recognise_files(Arc::new(move |file| recognise(file.device, file.inode)));
+    }
+    let extras = extras(&settings, &locations, record, forced_trust)?;
+    if let Ok(remote) = std::env::var("NIX_REMOTE") {
+        tracing::warn!(remote, "ignoring NIX_REMOTE: a daemon is not its own client");
+    }
+    let served = runtime.block_on(serve(store.clone(), settings, locations, grpc, extras, manager, termination));
+    // Sessions and builds that are still running end here.
+    drop(runtime);
+    store.sync()?;
+    served
+}
+
+fn open_store(locations: &Locations, durability: Durability) -> Result<Arc<Store>, Failure> {
+    let config = Config::new(locations.store_dir.clone(), &locations.state_dir);
+    Ok(Store::open(Config { durability, ..config })?)
+}
+
+fn mount_store(store: &Arc<Store>, locations: &Locations, note: &Note, manager: &Manager) -> Result<Mount, Failure> {
+    let store_dir = Path::new(locations.store_dir.as_str());
+    let options = mount::Options { group: note.group, ..mount::Options::default() };
+    if !manager.keeps() {
+        return Ok(Mount::new(store.clone(), store_dir, options)?);
+    }
+    Ok(Mount::kept(store.clone(), store_dir, options, &note.encode(), |mount| {
+        manager.store(kept::MOUNT_DEVICE, mount.device())?;
+        manager.store(kept::MOUNT_STATE, mount.state())?;
+        manager.settle()
+    })?)
+}
+
+fn extras(
+    settings: &Settings,
+    locations: &Locations,
+    record: Option<PathBuf>,
+    forced_trust: Option<Trust>,
+) -> Result<Extras, Failure> {
     if let Some(trust) = forced_trust {
         settings.require_feature(TRUST_OVERRIDE)?;
         tracing::warn!(?trust, "taking every client for this, whoever it is");
@@ -73,37 +201,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode, Failure> {
         }
         None => None,
     };
-    let extras = Extras { recorder, forced_trust };
-    if let Ok(remote) = std::env::var("NIX_REMOTE") {
-        tracing::warn!(remote, "ignoring NIX_REMOTE: a daemon is not its own client");
-    }
-    raise_descriptor_limit();
-
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .max_blocking_threads(BLOCKING_THREADS)
-        .build()
-        .map_err(|source| Failure::Process { action: "start the runtime", source })?;
-    let termination = {
-        let _inside = runtime.enter();
-        Termination::catch()?
-    };
-
-    state::prepare(&locations)?;
-    let durability = ::daemon::durability(&settings)?;
-    let store = Store::open(Config { durability, ..Config::new(locations.store_dir.clone(), &locations.state_dir) })?;
-    let store_dir = PathBuf::from(locations.store_dir.as_str());
-    state::prepare_store_dir(&locations)?;
-    let group = build_group(&settings);
-    let mount = Mount::new(store.clone(), &store_dir, mount::Options { group, ..mount::Options::default() })?;
-    let recognise = mount.recogniser();
-    store.recognise_files(Arc::new(move |file| recognise(file.device, file.inode)));
-    let served = runtime.block_on(serve(store.clone(), settings, locations, grpc, extras, store_dir, termination));
-    // Sessions and builds that are still running end here.
-    drop(runtime);
-    mount.unmount()?;
-    store.sync()?;
-    served.map(|()| ExitCode::SUCCESS)
+    Ok(Extras { recorder, forced_trust })
 }
 
 /// The group that stock gives its store directory to. A client run as root without the daemon would do that first, and stop
@@ -119,13 +217,14 @@ async fn serve(
     locations: Locations,
     grpc: Option<SocketAddr>,
     extras: Extras,
-    store_mount: PathBuf,
+    manager: &Manager,
     termination: Termination,
-) -> Result<(), Failure> {
-    let config = build_config(&locations, &settings, store_mount)?;
+) -> Result<End, Failure> {
+    let config = build_config(&locations, &settings);
     let scheduler = Scheduler::new(store.clone(), config, Box::new(Substituters::new(store.clone())));
     mending::start(&store, scheduler.clone(), &settings);
-    let listeners = listen_for_grpc(grpc, grpc_socket(&locations.state_dir), &settings)?;
+    let grpc_unix = grpc_socket(&locations.state_dir);
+    let listeners = listen_for_grpc(manager, grpc, grpc_unix.clone(), &settings)?;
     let grpc_address = listeners.tcp_address();
     let services = rpc_services(&store, &settings)?;
     let checks =
@@ -134,12 +233,12 @@ async fn serve(
     let status = status::Source { daemon: daemon.clone(), scheduler, store };
     let answering = status::listen(&locations.state_dir)?;
     let checking = fsck::listen(&locations.state_dir)?;
-    let (listener, own_socket) = match ::daemon::passed_by_systemd()? {
+    let (listener, own_socket) = match kept::activated(manager)? {
         Some(listener) => (listener, None),
-        None => (::daemon::bind(&locations.socket)?, Some(locations.socket.clone())),
+        None => (kept::listen(manager, kept::SOCKET, &locations.socket)?, Some(locations.socket.clone())),
     };
     let untrusted_socket = locations.untrusted_socket();
-    let untrusted = ::daemon::bind(&untrusted_socket)?;
+    let untrusted = kept::listen(manager, kept::UNTRUSTED, &untrusted_socket)?;
 
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let wait = |mut stopped: tokio::sync::watch::Receiver<bool>| async move {
@@ -149,9 +248,10 @@ async fn serve(
     let grpc_server = tokio::spawn(listeners.serve(services, wait(stopped.clone())));
     tokio::spawn(status::answer(answering, status));
     tokio::spawn(checks.run(checking));
-    tokio::spawn(async move {
-        termination.wait().await;
+    let end = tokio::spawn(async move {
+        let end = termination.wait().await;
         let _ = stop.send(true);
+        end
     });
 
     tracing::info!(
@@ -160,26 +260,34 @@ async fn serve(
         grpc = grpc_address.map_or_else(|| "none".to_owned(), |address| address.to_string()),
         "castored {} is ready", env!("CARGO_PKG_VERSION"),
     );
-    // Without a service manager there is nobody to tell.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    if let Err(error) = manager.ready() {
+        tracing::warn!(%error, "cannot tell the service manager that castored is ready");
+    }
 
     tokio::join!(
         daemon.run(listener, Door::Main, wait(stopped.clone())),
         daemon.run(untrusted, Door::Untrusted, wait(stopped)),
     );
+    let failed = |action| move |error| Failure::Process { action, source: std::io::Error::other(error) };
+    let end = end.await.map_err(failed("wait for signals"))?;
+    if end == End::Left {
+        // Whoever connects from here on waits for the successor.
+        tracing::info!("making room for a successor");
+        return Ok(end);
+    }
     tracing::info!("stopping");
-    for socket in own_socket.iter().chain([&untrusted_socket]) {
+    let kept_socket = manager.keeps().then_some(&grpc_unix);
+    for socket in own_socket.iter().chain([&untrusted_socket]).chain(kept_socket) {
         let _ = std::fs::remove_file(socket);
     }
-    match grpc_server.await {
-        Ok(result) => Ok(result?),
-        Err(error) => Err(Failure::Process { action: "serve gRPC", source: std::io::Error::other(error) }),
-    }
+    grpc_server.await.map_err(failed("serve gRPC"))??;
+    Ok(end)
 }
 
 /// Opens the gRPC sockets. Without the TCP one the daemon is worth as much: a port that somebody else has taken
 /// must not keep the store from being mounted.
 fn listen_for_grpc(
+    manager: &Manager,
     tcp: Option<SocketAddr>,
     unix: PathBuf,
     settings: &Settings,
@@ -189,21 +297,26 @@ fn listen_for_grpc(
         tracing::warn!("not serving gRPC on TCP: allowed-users names users, and a TCP peer could be anybody");
         listen.tcp = None;
     }
-    match rpc::Listeners::bind(&listen) {
+    match kept::listen_for_grpc(manager, &listen) {
         Err(error @ rpc::ServeError::Tcp { .. }) => {
             tracing::error!(%error, "going on without gRPC on TCP");
-            rpc::Listeners::bind(&rpc::Listen { tcp: None, ..listen })
+            kept::listen_for_grpc(manager, &rpc::Listen { tcp: None, ..listen })
         }
         other => other,
     }
 }
 
-fn build_config(locations: &Locations, settings: &Settings, store_mount: PathBuf) -> Result<BuildConfig, Failure> {
-    let helper_exe =
-        std::env::current_exe().map_err(|source| Failure::Process { action: "find castored's executable", source })?;
+fn build_config(locations: &Locations, settings: &Settings) -> BuildConfig {
     let jobs = usize::try_from(settings.max_jobs).unwrap_or(usize::MAX);
-    let config = BuildConfig::new(&locations.state_dir, locations.log_dir.clone(), store_mount, helper_exe, jobs);
-    Ok(BuildConfig { client_env: locations.client_env(), ..config })
+    let store_mount = PathBuf::from(locations.store_dir.as_str());
+    let config = BuildConfig::new(
+        &locations.state_dir,
+        locations.log_dir.clone(),
+        store_mount,
+        PathBuf::from(OWN_PROGRAM),
+        jobs,
+    );
+    BuildConfig { client_env: locations.client_env(), ..config }
 }
 
 /// gRPC for processes of this machine, where the kernel says who they are.
@@ -252,20 +365,28 @@ fn raise_descriptor_limit() {
 
 /// The signals that end the daemon. Caught from before the store is mounted, so that none of them leaves the mount
 /// behind.
-pub(crate) struct Termination([Signal; 3]);
+pub(crate) struct Termination {
+    end: [Signal; 3],
+    /// Asks to make room for a successor.
+    leave: Signal,
+    /// Whether anybody keeps the mount until that one comes.
+    kept: bool,
+}
 
 impl Termination {
-    pub(crate) fn catch() -> Result<Self, Failure> {
+    pub(crate) fn catch(kept: bool) -> Result<Self, Failure> {
         let catch = |kind| signal(kind).map_err(|source| Failure::Process { action: "catch signals", source });
-        Ok(Self([catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?, catch(SignalKind::hangup())?]))
+        let end = [catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?, catch(SignalKind::hangup())?];
+        Ok(Self { end, leave: catch(SignalKind::user_defined2())?, kept })
     }
 
-    pub(crate) async fn wait(mut self) {
-        let [terminate, interrupt, hangup] = &mut self.0;
+    pub(crate) async fn wait(mut self) -> End {
+        let [terminate, interrupt, hangup] = &mut self.end;
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = hangup.recv() => {}
+            _ = terminate.recv() => End::Stopped,
+            _ = interrupt.recv() => End::Stopped,
+            _ = hangup.recv() => End::Stopped,
+            _ = self.leave.recv() => if self.kept { End::Left } else { End::Stopped },
         }
     }
 }

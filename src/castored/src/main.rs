@@ -9,6 +9,7 @@ mod daemon;
 mod failure;
 mod fsck;
 mod import;
+mod kept;
 mod mending;
 mod mount;
 mod moving;

@@ -36,7 +36,7 @@ pub(crate) fn run(locations: &Locations, args: &MountArgs) -> Result<ExitCode, F
     let runtime = runtime.map_err(|source| Failure::Process { action: "start the runtime", source })?;
     let (termination, channel) = {
         let _inside = runtime.enter();
-        (Termination::catch()?, rpc::client::open(&args.grpc, &authorities(locations, &args.grpc)?)?)
+        (Termination::catch(false)?, rpc::client::open(&args.grpc, &authorities(locations, &args.grpc)?)?)
     };
     let view = RemoteView::new(channel, runtime.handle().clone(), locations.store_dir.clone());
     let view = view.map_err(|source| Failure::Process { action: "start a thread", source })?;
@@ -50,7 +50,7 @@ pub(crate) fn run(locations: &Locations, args: &MountArgs) -> Result<ExitCode, F
     };
     runtime.block_on(async {
         tokio::select! {
-            () = termination.wait() => {}
+            _ = termination.wait() => {}
             () = unmounted => tracing::info!("somebody has unmounted the directory"),
         }
     });

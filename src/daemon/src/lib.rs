@@ -32,7 +32,7 @@ pub use connection::ConnectionError;
 pub use daemon::{Client, Daemon, Extras};
 pub use error::OpError;
 pub use events::Events;
-pub use listen::{ListenError, bind, passed_by_systemd};
+pub use listen::{ListenError, adopt, bind};
 pub use peer::{Peer, Trust};
 pub use record::Recorder;
 pub use server::Door;

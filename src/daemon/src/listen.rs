@@ -1,11 +1,11 @@
-//! The socket clients connect to.
+//! The sockets clients connect to.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 
-use listenfd::ListenFd;
 use tokio::net::UnixListener;
 
 /// No socket could be had.
@@ -24,8 +24,8 @@ pub enum ListenError {
     /// Another daemon answers there.
     #[error("another daemon listens on '{}'; stop it first, or set NIX_DAEMON_SOCKET_PATH", .0.display())]
     Busy(PathBuf),
-    /// systemd passed something that is no listening Unix socket.
-    #[error("the socket passed by systemd cannot be used: {0}")]
+    /// Whoever started the daemon handed over something that is no listening Unix socket.
+    #[error("the socket that was handed over cannot be used: {0}")]
     Passed(#[source] io::Error),
 }
 
@@ -54,14 +54,12 @@ pub fn bind(path: &Path) -> Result<UnixListener, ListenError> {
     UnixListener::from_std(listener).map_err(failed("listen on"))
 }
 
-/// The socket that systemd passed (`LISTEN_FDS`), if it did.
+/// A listening socket that was handed over: by systemd (`LISTEN_FDS`), or by an earlier daemon.
 ///
 /// # Errors
 /// [`ListenError::Passed`].
-pub fn passed_by_systemd() -> Result<Option<UnixListener>, ListenError> {
-    let Some(listener) = ListenFd::from_env().take_unix_listener(0).map_err(ListenError::Passed)? else {
-        return Ok(None);
-    };
-    listener.set_nonblocking(true).map_err(ListenError::Passed)?;
-    UnixListener::from_std(listener).map(Some).map_err(ListenError::Passed)
+pub fn adopt(socket: OwnedFd) -> Result<UnixListener, ListenError> {
+    let listener = StdListener::from(socket);
+    listener.local_addr().and_then(|_| listener.set_nonblocking(true)).map_err(ListenError::Passed)?;
+    UnixListener::from_std(listener).map_err(ListenError::Passed)
 }

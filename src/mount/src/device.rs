@@ -24,6 +24,8 @@ const DEVICE: &str = "/dev/fuse";
 const SOURCE: &str = "castored";
 /// What the mount table shows as the type, behind `fuse.`.
 pub(crate) const SUBTYPE: &str = "castored";
+/// Where the kernel lists the connections of all FUSE mounts, if it is mounted.
+const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 /// The helper that mounts for ordinary users.
 const HELPER: &str = "fusermount3";
 /// Where the helper reads whether ordinary users may let others see their mounts.
@@ -68,7 +70,7 @@ fn mount_directly(mountpoint: &Path) -> Result<Mounted, MountError> {
         getgid()
     );
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
-    let kind = format!("fuse.{SUBTYPE}");
+    let kind = kind();
     nix::mount::mount(Some(SOURCE), mountpoint, Some(kind.as_str()), flags, Some(data.as_str()))
         .map_err(|errno| MountError::Mount { mountpoint: mountpoint.to_owned(), source: errno.into() })?;
     Ok(Mounted { device: device.into(), shared: true })
@@ -125,6 +127,22 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
 fn ordinary_users_may_share() -> bool {
     let config = std::fs::read_to_string(HELPER_CONFIG).unwrap_or_default();
     config.lines().any(|line| line.trim() == "user_allow_other")
+}
+
+/// The type of our mounts, as the mount table shows it.
+pub(crate) fn kind() -> String {
+    format!("fuse.{SUBTYPE}")
+}
+
+/// Cuts a mount off from its server, `device` being its `major:minor`. Whoever waits for it, in whatever namespace, gets
+/// an error. Without the kernel's switch (which is a filesystem of its own, and may not be mounted) nothing happens.
+pub(crate) fn abort(device: &str) {
+    let minor = device.split_once(':').map_or(device, |(_, minor)| minor);
+    let switch = Path::new(CONNECTIONS).join(minor).join("abort");
+    match std::fs::write(&switch, "1") {
+        Ok(()) => tracing::info!(switch = %switch.display(), "the mount was cut off"),
+        Err(error) => tracing::debug!(switch = %switch.display(), %error, "cannot cut the mount off by its switch"),
+    }
 }
 
 /// Takes the mount away from `mountpoint` at once. Whoever still uses files in it keeps them until done.

@@ -105,4 +105,7 @@ pub enum MountError {
         /// Why.
         source: io::Error,
     },
+    /// A mount that an earlier server left cannot be taken over.
+    #[error("cannot take over the mount of an earlier server: {0}")]
+    Kept(#[source] io::Error),
 }

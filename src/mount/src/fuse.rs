@@ -5,7 +5,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
@@ -15,6 +15,7 @@ use fuser::{
 };
 
 use crate::invalidation::{Invalidations, Kernel, Listing};
+use crate::resent::{Resent, Turn};
 use crate::tree::NAME_MAX;
 use crate::{Attributes, Kind, NodeId, Tree, TreeError};
 
@@ -39,13 +40,28 @@ const MAX_BACKGROUND: u16 = 64;
 pub(crate) struct StoreFilesystem {
     tree: Arc<Tree>,
     invalidations: Arc<Invalidations>,
+    /// Watches over what an earlier server left unanswered; set when there may be one.
+    resent: Arc<OnceLock<Resent>>,
     /// Whose the store directory seems to be.
     group: Option<u32>,
 }
 
 impl StoreFilesystem {
-    pub(crate) fn new(tree: Arc<Tree>, invalidations: Arc<Invalidations>, group: Option<u32>) -> StoreFilesystem {
-        StoreFilesystem { tree, invalidations, group }
+    pub(crate) fn new(
+        tree: Arc<Tree>,
+        invalidations: Arc<Invalidations>,
+        resent: Arc<OnceLock<Resent>>,
+        group: Option<u32>,
+    ) -> StoreFilesystem {
+        StoreFilesystem { tree, invalidations, resent, group }
+    }
+
+    /// Leave to answer a request, to be held until then; none when servers keep dying of it.
+    fn turn(&self, request: &Request) -> Option<Turn<'_>> {
+        match self.resent.get() {
+            Some(resent) => resent.turn(request.unique().0),
+            None => Some(Turn::first()),
+        }
     }
 
     /// What `stat` shows.
@@ -158,7 +174,8 @@ impl Filesystem for StoreFilesystem {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let Some(_turn) = self.turn(request) else { return reply.error(Errno::EIO) };
         match self.tree.lookup(NodeId::from(parent.0), name.as_bytes()) {
             Ok(found) => reply.entry(&FOREVER, &attr(&found), GENERATION),
             // An entry with the inode number 0 tells the kernel that the name will never be there. Not in the store
@@ -173,14 +190,16 @@ impl Filesystem for StoreFilesystem {
 
     fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let Some(_turn) = self.turn(request) else { return reply.error(Errno::EIO) };
         match self.tree.attributes(NodeId::from(ino.0)) {
             Ok(attributes) => reply.attr(&FOREVER, &self.attr(&attributes)),
             Err(error) => reply.error(self.errno(ino, "getattr", &error)),
         }
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        let Some(_turn) = self.turn(request) else { return reply.error(Errno::EIO) };
         match self.tree.target(NodeId::from(ino.0)) {
             Ok(target) => reply.data(target.as_bytes()),
             Err(error) => reply.error(self.errno(ino, "readlink", &error)),
@@ -189,7 +208,7 @@ impl Filesystem for StoreFilesystem {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -198,13 +217,15 @@ impl Filesystem for StoreFilesystem {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let Some(_turn) = self.turn(request) else { return reply.error(Errno::EIO) };
         match self.tree.read(NodeId::from(ino.0), offset, size as usize) {
             Ok(bytes) => reply.data(&bytes),
             Err(error) => reply.error(self.errno(ino, "read", &error)),
         }
     }
 
-    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, request: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let Some(_turn) = self.turn(request) else { return reply.error(Errno::EIO) };
         let _until_answered = self.listing(ino);
         match self.list(ino, offset, &mut |ino, next, name, attr| reply.add(ino, next, attr.kind, name)) {
             Ok(()) => reply.ok(),
@@ -212,7 +233,8 @@ impl Filesystem for StoreFilesystem {
         }
     }
 
-    fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(&self, request: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let Some(_turn) = self.turn(request) else { return reply.error(Errno::EIO) };
         let _until_answered = self.listing(ino);
         let listed =
             self.list(ino, offset, &mut |ino, next, name, attr| reply.add(ino, next, name, &FOREVER, attr, GENERATION));
@@ -222,7 +244,8 @@ impl Filesystem for StoreFilesystem {
         }
     }
 
-    fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let Some(_turn) = self.turn(request) else { return reply.error(Errno::EIO) };
         match self.tree.space() {
             Ok(space) => reply.statfs(
                 space.blocks,
@@ -238,7 +261,8 @@ impl Filesystem for StoreFilesystem {
         }
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let Some(_turn) = self.turn(request) else { return reply.error(Errno::EIO) };
         match self.tree.digest_attribute(NodeId::from(ino.0)) {
             Ok(Some(attribute)) if name == attribute.name => {
                 reply_xattr(size, attribute.digest.to_string().as_bytes(), reply);
@@ -248,7 +272,8 @@ impl Filesystem for StoreFilesystem {
         }
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let Some(_turn) = self.turn(request) else { return reply.error(Errno::EIO) };
         match self.tree.digest_attribute(NodeId::from(ino.0)) {
             Ok(Some(attribute)) => reply_xattr(size, format!("{}\0", attribute.name).as_bytes(), reply),
             Ok(None) => reply_xattr(size, b"", reply),

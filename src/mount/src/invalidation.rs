@@ -137,6 +137,20 @@ impl Invalidations {
         }
     }
 
+    /// Takes back names that may have changed while nobody served, and the listing with them; waits as
+    /// [`Invalidations::handle`] does.
+    pub(crate) fn forget(&self, names: impl IntoIterator<Item = String>) {
+        // What the last server's kernel listed is not known.
+        self.listed.store(true, Ordering::SeqCst);
+        let mut queue = self.queue.lock();
+        queue.removed.extend(names);
+        queue.asked += 1;
+        let round = queue.asked;
+        self.work.notify_one();
+        let until = Instant::now() + PATIENCE;
+        while queue.finished < round && !queue.closed && !self.progress.wait_until(&mut queue, until).timed_out() {}
+    }
+
     /// Ends the thread and lets everybody who waits go.
     pub(crate) fn close(&self) {
         self.queue.lock().closed = true;

@@ -11,20 +11,29 @@
 //!   is the store directory itself: its missing names are never remembered, and the rest is taken back by notification.
 //! * **No inode table.** A [`NodeId`] says where its node is, so there is nothing to remember, forget or lock, and numbers
 //!   survive a restart.
+//!
+//! A mount can outlive its server: [`Mount::kept`] hands out what has to stay open, [`Mount::take_over`] goes on from it.
 
 mod device;
 mod error;
 mod fuse;
+mod handshake;
 mod invalidation;
+mod journal;
+mod kept;
+mod last_words;
 mod mount;
 mod mount_table;
 mod mountpoint;
 mod node_id;
+mod resent;
 mod tree;
 mod unmount;
 
 pub use error::MountError;
-pub use mount::{Mount, Options};
+pub use kept::Kept;
+pub use last_words::answer_for;
+pub use mount::{Mount, Options, abandon};
 pub use node_id::NodeId;
 pub use tree::{Attributes, DigestAttribute, Kind, Listed, Tree, TreeError};
 pub use unmount::{require_empty, unmount};

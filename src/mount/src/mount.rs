@@ -2,18 +2,23 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use fuser::{Config, Session, SessionACL};
+use fuser::{Config, SessionACL};
 use nix::errno::Errno;
 use store::view::{FIRST_ROOT_NUMBER, StoreEvent, StoreView};
 
 use crate::fuse::StoreFilesystem;
+use crate::handshake::{self, Asked};
 use crate::invalidation::Invalidations;
+use crate::journal::{Journal, Recent};
+use crate::kept::{Head, Kept, State};
 use crate::mount_table::{self, MountEntry};
+use crate::resent::Resent;
 use crate::{MountError, NodeId, Tree, device, mountpoint};
 
 /// How long unmounting waits for the serving threads to end. They end at once unless somebody still uses the mount.
@@ -50,47 +55,161 @@ pub struct Mount {
     detached: bool,
 }
 
+/// Opens what a mount's server leaves to its successors.
+type Keep<'a> = dyn FnOnce(&Kept) -> io::Result<()> + 'a;
+
+/// What there is of a mount before somebody serves it.
+struct Unserved {
+    mountpoint: PathBuf,
+    entry: MountEntry,
+    device: OwnedFd,
+    shared: bool,
+    init: Vec<u8>,
+}
+
 impl Mount {
     /// Mounts the store on a directory, which is created when it is missing. A mount that a dead server left there is
     /// replaced. The store can be read through it when this returns.
     pub fn new(view: Arc<dyn StoreView>, mountpoint: &Path, options: Options) -> Result<Mount, MountError> {
+        Mount::begin(view, mountpoint, options, None)
+    }
+
+    /// As [`Mount::new`], for a mount that is to outlive this process: `keep` is called before anybody can use it, and
+    /// sees to it that copies of both descriptors stay open. `note` is for the successors.
+    ///
+    /// Where the kernel is too old for that (before Linux 6.9), `keep` is not called, and the mount ends with the process.
+    ///
+    /// # Errors
+    /// As [`Mount::new`], and when `keep` fails.
+    pub fn kept(
+        view: Arc<dyn StoreView>,
+        mountpoint: &Path,
+        options: Options,
+        note: &[u8],
+        keep: impl FnOnce(&Kept) -> io::Result<()>,
+    ) -> Result<Mount, MountError> {
+        Mount::begin(view, mountpoint, options, Some((note, Box::new(keep))))
+    }
+
+    fn begin(
+        view: Arc<dyn StoreView>,
+        mountpoint: &Path,
+        options: Options,
+        keep: Option<(&[u8], Box<Keep<'_>>)>,
+    ) -> Result<Mount, MountError> {
         let mountpoint = mountpoint::prepare(mountpoint)?;
         let mounted = device::mount(&mountpoint)?;
-        Mount::serve(view, &mountpoint, mounted, &options).inspect_err(|_| {
+        Mount::serve_new(view, &mountpoint, mounted, &options, keep).inspect_err(|_| {
             if let Err(error) = device::detach(&mountpoint) {
                 tracing::warn!(%error, "cannot clean up after a failed mount");
             }
         })
     }
 
-    fn serve(
+    fn serve_new(
         view: Arc<dyn StoreView>,
         mountpoint: &Path,
         mounted: device::Mounted,
         options: &Options,
+        keep: Option<(&[u8], Box<Keep<'_>>)>,
     ) -> Result<Mount, MountError> {
-        let cannot_serve = |source| MountError::Serve { mountpoint: mountpoint.to_owned(), source };
-        let not_in_table = |source| MountError::MountTable { mountpoint: mountpoint.to_owned(), source };
-
-        let tree = Arc::new(Tree::new(Arc::clone(&view)));
-        let invalidations = Invalidations::new();
-        let filesystem = StoreFilesystem::new(Arc::clone(&tree), Arc::clone(&invalidations), options.group);
-        let mut config = Config::default();
-        config.n_threads = Some(options.threads.max(1));
-        config.acl = if mounted.shared { SessionACL::All } else { SessionACL::Owner };
-        // Shakes hands with the kernel before it returns.
-        let session = Session::from_fd(filesystem, mounted.device, config.acl, config).map_err(cannot_serve)?;
-
-        invalidations.start(session.notifier()).map_err(cannot_serve)?;
-        view.subscribe(Arc::new(subscriber(Arc::downgrade(&tree), Arc::downgrade(&invalidations))));
-        let server = thread::Builder::new().name("mount".into()).spawn(move || session.run()).map_err(cannot_serve)?;
-
+        let device::Mounted { device, shared } = mounted;
         let entry = mount_table::mount_at(mountpoint)
             .and_then(|entry| entry.filter(MountEntry::is_fuse).ok_or_else(|| Errno::ENOENT.into()))
-            .map_err(not_in_table)?;
-        raise_read_ahead(&entry, options.read_ahead_kib);
+            .map_err(|source| MountError::MountTable { mountpoint: mountpoint.to_owned(), source })?;
+        let init = handshake::first_request(device.as_fd()).map_err(cannot_serve(mountpoint))?;
+        let mut keep = keep;
+        if keep.is_some() && !handshake::can_resend(&init) {
+            tracing::warn!("this kernel cannot repeat requests (Linux 6.9 can); the mount ends with this process");
+            keep = None;
+        }
+        let unserved = Unserved { mountpoint: mountpoint.to_owned(), entry, device, shared, init };
+        let mount = Mount::serve(view, unserved, options, |unserved, reply| {
+            let Some((note, keep)) = keep else { return Ok(None) };
+            let head = Head {
+                mountpoint: unserved.mountpoint.clone(),
+                device: unserved.entry.device.clone(),
+                shared,
+                init: unserved.init.clone(),
+                reply: reply.to_vec(),
+                note: note.to_vec(),
+            };
+            let kept = Kept { device: unserved.device.try_clone()?, state: State::new(&head)?, head };
+            keep(&kept)?;
+            Ok(Some((kept, None)))
+        })?;
         tracing::info!(mountpoint = %mountpoint.display(), threads = options.threads, "the store is mounted");
-        Ok(Mount { mountpoint: mountpoint.to_owned(), entry, server: Some(server), invalidations, detached: false })
+        Ok(mount)
+    }
+
+    /// Goes on serving a mount where its last server stopped. Who uses the mount does not notice; who has asked something
+    /// meanwhile is answered now. The mountpoint is not looked at: nobody would answer.
+    ///
+    /// # Errors
+    /// When the kernel has let go of the mount, or there is something wrong with what was kept.
+    pub fn take_over(view: Arc<dyn StoreView>, kept: Kept, options: Options) -> Result<Mount, MountError> {
+        let recent = Journal::recent(&kept.state.0).map_err(MountError::Kept)?;
+        let Head { mountpoint, device, shared, init, reply: first, .. } = kept.head.clone();
+        let kind = device::kind();
+        let entry = MountEntry { device, mountpoint: mountpoint.clone(), kind };
+        let copy = kept.device.try_clone().map_err(cannot_serve(&mountpoint))?;
+        let unserved = Unserved { mountpoint: mountpoint.clone(), entry, device: copy, shared, init };
+        let mount = Mount::serve(view, unserved, &options, |_, reply| {
+            if reply != first {
+                tracing::info!("the mount was made by another version; what that one agreed on with the kernel stays");
+            }
+            Ok(Some((kept, Some(recent))))
+        })?;
+        tracing::info!(mountpoint = %mountpoint.display(), threads = options.threads, "took the mount over");
+        Ok(mount)
+    }
+
+    /// Serves. `keep` gets the answer to the kernel's first request before the kernel does, and tells what is kept and
+    /// what the last server left, if there was one.
+    fn serve(
+        view: Arc<dyn StoreView>,
+        unserved: Unserved,
+        options: &Options,
+        keep: impl FnOnce(&Unserved, &[u8]) -> io::Result<Option<(Kept, Option<Recent>)>>,
+    ) -> Result<Mount, MountError> {
+        let cannot_serve = cannot_serve(&unserved.mountpoint);
+        let tree = Arc::new(Tree::new(Arc::clone(&view)));
+        let invalidations = Invalidations::new();
+        let resent = Arc::new(OnceLock::new());
+        let filesystem =
+            StoreFilesystem::new(Arc::clone(&tree), Arc::clone(&invalidations), Arc::clone(&resent), options.group);
+        let mut config = Config::default();
+        config.n_threads = Some(options.threads.max(1));
+        config.acl = if unserved.shared { SessionACL::All } else { SessionACL::Owner };
+        let asked = Asked::new(filesystem, &unserved.init, config.acl, config).map_err(&cannot_serve)?;
+        let kept = keep(&unserved, &asked.reply).map_err(&cannot_serve)?;
+        let (mut journal, mut recent, mut reply) = (None, None, None);
+        if let Some((kept, left)) = kept {
+            let copy = || kept.state.0.try_clone();
+            let watch = copy().and_then(|file| Resent::new(State(file))).map_err(&cannot_serve)?;
+            // Nobody else has set it.
+            let _ = resent.set(watch);
+            journal = Some(copy().and_then(Journal::new).map_err(&cannot_serve)?);
+            (recent, reply) = (left, Some(kept.head.reply));
+        }
+        let Unserved { mountpoint, entry, device, .. } = unserved;
+        let first = reply.as_ref().unwrap_or(&asked.reply).clone();
+        let session = asked.connect(device.as_fd(), &first).map_err(&cannot_serve)?;
+
+        invalidations.start(session.notifier()).map_err(&cannot_serve)?;
+        view.subscribe(Arc::new(subscriber(Arc::downgrade(&tree), Arc::downgrade(&invalidations), journal)));
+        let server = thread::Builder::new().name("mount".into()).spawn(move || session.run()).map_err(&cannot_serve)?;
+        if let Some(recent) = recent {
+            handshake::ask_for_the_rest(device.as_fd()).map_err(&cannot_serve)?;
+            if recent.overflown
+                && let Err(error) = handshake::outdate_all_names(device.as_fd())
+            {
+                tracing::warn!(%error, "more paths changed at once than could be noted; some names may be outdated");
+            }
+            invalidations.forget(recent.names);
+        }
+        raise_read_ahead(&entry, options.read_ahead_kib);
+        Ok(Mount { mountpoint, entry, server: Some(server), invalidations, detached: false })
     }
 
     /// Where it is mounted, as an absolute path without symlinks.
@@ -112,13 +231,18 @@ impl Mount {
     /// have copies of it.
     pub fn has_ended(&self) -> bool {
         self.server.as_ref().is_none_or(JoinHandle::is_finished)
-            || mount_table::is_mounted(&self.entry).is_ok_and(|mounted| !mounted)
+            || mount_table::is_mounted(&self.entry.mountpoint, &self.entry.device).is_ok_and(|mounted| !mounted)
     }
 
     /// Takes the mount away. Processes that have files in it open, and mount namespaces that hold a copy of it, go on
     /// being served by the threads it leaves behind until they let go or this process ends; nothing here waits for them.
     pub fn unmount(mut self) -> Result<(), MountError> {
         self.detach()
+    }
+
+    /// Lets go of a mount that is kept, for a successor to take over. It is served until this process ends.
+    pub fn leave(mut self) {
+        self.detached = true;
     }
 
     fn detach(&mut self) -> Result<(), MountError> {
@@ -155,9 +279,45 @@ impl Drop for Mount {
     }
 }
 
+/// Takes away a mount that nobody serves and nobody will: who waits for it gets an error, also in other mount namespaces.
+pub fn abandon(kept: Kept) -> Result<(), MountError> {
+    let Kept { device, head, .. } = kept;
+    device::abort(&head.device);
+    // The last descriptor of it: this ends it where the kernel's switch cannot be reached.
+    drop(device);
+    let on_top = mount_table::mount_at(&head.mountpoint)
+        .map_err(|source| MountError::MountTable { mountpoint: head.mountpoint.clone(), source })?;
+    match on_top {
+        Some(entry) if entry.device == head.device => device::detach(&head.mountpoint),
+        _ => Ok(()),
+    }
+}
+
+fn cannot_serve(mountpoint: &Path) -> impl Fn(io::Error) -> MountError + use<> {
+    let mountpoint = mountpoint.to_owned();
+    move |source| MountError::Serve { mountpoint: mountpoint.clone(), source }
+}
+
 /// Passes the view's events on for as long as the mount lives.
-fn subscriber(tree: Weak<Tree>, invalidations: Weak<Invalidations>) -> impl Fn(&[StoreEvent]) + Send + Sync {
+fn subscriber(
+    tree: Weak<Tree>,
+    invalidations: Weak<Invalidations>,
+    journal: Option<Journal>,
+) -> impl Fn(&[StoreEvent]) + Send + Sync {
     move |events| {
+        if let Some(journal) = &journal {
+            let names = events.iter().filter_map(|event| match event {
+                StoreEvent::Changing { name } => Some(name.as_str()),
+                StoreEvent::Added { .. } | StoreEvent::Removed { .. } | StoreEvent::Outdated => None,
+            });
+            if let Err(error) = journal.note(names) {
+                tracing::warn!(%error, "cannot note which paths change; a crash now may leave outdated names");
+            }
+        }
+        if events.iter().all(|event| matches!(event, StoreEvent::Changing { .. })) {
+            // Nothing has happened yet, and whoever tells holds locks that the view needs.
+            return;
+        }
         if let Some(tree) = tree.upgrade() {
             for event in events {
                 if let StoreEvent::Removed { number, .. } = event {

@@ -39,10 +39,11 @@ pub(crate) fn mount_at(mountpoint: &Path) -> io::Result<Option<MountEntry>> {
     Ok(entries.rfind(|entry| entry.mountpoint == mountpoint))
 }
 
-/// Whether that very mount is still there, at whatever depth below others.
-pub(crate) fn is_mounted(entry: &MountEntry) -> io::Result<bool> {
+/// Whether the filesystem of that device (`major:minor`) is mounted at `mountpoint`, on top or below others.
+pub(crate) fn is_mounted(mountpoint: &Path, device: &str) -> io::Result<bool> {
     let table = std::fs::read("/proc/self/mountinfo")?;
-    Ok(table.split(|byte| *byte == b'\n').filter_map(parse_line).any(|other| other == *entry))
+    let mut entries = table.split(|byte| *byte == b'\n').filter_map(parse_line);
+    Ok(entries.any(|entry| entry.mountpoint == mountpoint && entry.device == device))
 }
 
 /// Reads `id parent major:minor root mountpoint options [optional fields] - type source options`.
@@ -115,8 +116,8 @@ mod tests {
     #[test]
     fn this_machine_has_a_root() {
         let root = mount_at(Path::new("/")).unwrap().unwrap();
-        assert!(is_mounted(&root).unwrap());
-        assert!(!is_mounted(&MountEntry { device: "0:0".into(), ..root }).unwrap());
+        assert!(is_mounted(&root.mountpoint, &root.device).unwrap());
+        assert!(!is_mounted(&root.mountpoint, "0:0").unwrap());
         assert!(mount_at(Path::new("/no/such/mount")).unwrap().is_none());
     }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
@@ -122,7 +123,8 @@ pub async fn serve(
 #[derive(Debug)]
 pub struct Listeners {
     tcp: Option<TcpListener>,
-    unix: Option<(UnixListener, SocketFile)>,
+    /// With its file, if that is to be removed in the end.
+    unix: Option<(UnixListener, Option<SocketFile>)>,
 }
 
 impl Listeners {
@@ -130,7 +132,38 @@ impl Listeners {
     pub fn bind(listen: &Listen) -> Result<Listeners, ServeError> {
         let tcp = listen.tcp.map(bind_tcp).transpose()?;
         let unix = listen.unix.as_deref().map(bind_unix).transpose()?;
-        Ok(Listeners { tcp, unix })
+        Ok(Listeners { tcp, unix: unix.map(|(listener, file)| (listener, Some(file))) })
+    }
+
+    /// Takes sockets that listen already, for example those of an earlier server, in the place of its own. Must be called
+    /// within a tokio runtime. The file of the Unix socket is not removed in the end.
+    ///
+    /// # Errors
+    /// When they are not what they should be.
+    pub fn adopt(
+        mut self,
+        tcp: Option<std::net::TcpListener>,
+        unix: Option<std::os::unix::net::UnixListener>,
+    ) -> io::Result<Listeners> {
+        if let Some(tcp) = tcp {
+            tcp.set_nonblocking(true)?;
+            self.tcp = Some(TcpListener::from_std(tcp)?);
+        }
+        if let Some(unix) = unix {
+            unix.set_nonblocking(true)?;
+            self.unix = Some((UnixListener::from_std(unix)?, None));
+        }
+        Ok(self)
+    }
+
+    /// The sockets, to be kept open for a later server; and from now on the Unix socket's file is not removed in the end.
+    pub fn share(&mut self) -> (Option<BorrowedFd<'_>>, Option<BorrowedFd<'_>>) {
+        if let Some((_, file)) = &mut self.unix
+            && let Some(file) = file.take()
+        {
+            file.leave();
+        }
+        (self.tcp.as_ref().map(AsFd::as_fd), self.unix.as_ref().map(|(unix, _)| unix.as_fd()))
     }
 
     /// The TCP address, with the port that was taken.
@@ -239,9 +272,18 @@ fn remove_stale_socket(path: &Path) -> io::Result<()> {
 #[derive(Debug)]
 struct SocketFile(PathBuf);
 
+impl SocketFile {
+    /// Lets it be.
+    fn leave(mut self) {
+        self.0 = PathBuf::new();
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.0) {
+        if !self.0.as_os_str().is_empty()
+            && let Err(error) = fs::remove_file(&self.0)
+        {
             tracing::debug!(path = %self.0.display(), %error, "the grpc socket was not there to be removed");
         }
     }

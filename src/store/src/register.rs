@@ -128,6 +128,7 @@ impl Store {
                     batch.put(self.tables.derivers, &key, name.as_str().to_owned());
                 }
             }
+            self.forewarn(paths.iter().map(|new| new.info.path.to_string()));
             records.commit(self, batch)?;
         }
         // The pins in `paths` may go from here on.

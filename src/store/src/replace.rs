@@ -73,6 +73,7 @@ impl Store {
             self.quarantine.release(&digest, &self.tables, &mut batch);
             // What it had is garbage, and its number dead.
             sweep::want(self, &mut batch)?;
+            self.forewarn([path.to_string()].into_iter());
             records.commit(self, batch)?;
             self.derivations.forget(&path);
             let name = path.to_string();

@@ -442,6 +442,14 @@ impl Store {
         self.subscribers.write().push(subscriber);
     }
 
+    /// Says which paths the next commit is about.
+    pub(crate) fn forewarn(&self, names: impl Iterator<Item = String>) {
+        // Most stores have nobody to warn.
+        if !self.subscribers.read().is_empty() {
+            self.publish(&names.map(|name| StoreEvent::Changing { name }).collect::<Vec<_>>());
+        }
+    }
+
     pub(crate) fn publish(&self, events: &[StoreEvent]) {
         if !events.is_empty() {
             self.subscribers.read().iter().for_each(|subscriber| subscriber(events));

@@ -27,6 +27,13 @@ pub struct Root {
 /// A change of the set of valid paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreEvent {
+    /// The path of this name is about to become valid, to stop being valid, or to get another number. Told before that is
+    /// committed, and it may come to nothing. Unlike the others this one is told with locks held: a subscriber must not
+    /// read the view.
+    Changing {
+        /// The base name.
+        name: String,
+    },
     /// A path became valid: [`StoreView::lookup`] finds it already.
     Added {
         /// The base name.
@@ -49,7 +56,7 @@ pub enum StoreEvent {
 /// told at once.
 ///
 /// Called on the thread that made the change, before that change is answered to the client and with no lock of the
-/// store held: a subscriber may read the view, and whatever it makes visible is visible when the client hears "done".
+/// store held (but see [`StoreEvent::Changing`]): a subscriber may read the view, and whatever it makes visible is visible when the client hears "done".
 pub type Subscriber = Arc<dyn Fn(&[StoreEvent]) + Send + Sync>;
 
 /// The filesystem the store's data lies on, as `statvfs` tells it.

@@ -167,8 +167,11 @@ fn other_contents_are_withheld() {
     let entry = store.entry(&path).unwrap().unwrap();
     assert_ne!(entry.number, number);
     let name = path.to_string();
-    let expected =
-        [StoreEvent::Removed { name: name.clone(), number }, StoreEvent::Added { name, number: entry.number }];
+    let expected = [
+        StoreEvent::Changing { name: name.clone() },
+        StoreEvent::Removed { name: name.clone(), number },
+        StoreEvent::Added { name, number: entry.number },
+    ];
     assert_eq!(events.lock().unwrap()[..], expected);
     let mut out = Vec::new();
     store.write_nar(&path, &mut out).unwrap();

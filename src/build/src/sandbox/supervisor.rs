@@ -26,6 +26,7 @@ const MAX_ERROR_BYTES: usize = 16 * 1024;
 /// Must be called before anything starts a thread. Reads the [`Spec`] from the socket that is its standard input;
 /// standard output and error are the build's log.
 pub fn sandbox_main() -> ! {
+    crate::oom::expose();
     let code = match sys::inherited(0) {
         Ok(fd) => {
             let mut daemon = UnixStream::from(fd);

@@ -201,6 +201,7 @@ impl<'a> Deletion<'a> {
                 }
                 victims.retain(|victim| self.doomed[victim.id.index()]);
                 let batch = store.removal(&victims)?;
+                store.forewarn(victims.iter().map(|victim| victim.entry.info.path.to_string()));
                 let paths = victims.iter().map(|victim| &victim.entry.info.path);
                 match store.temp_roots.unless_held(paths, || store.commit(batch)) {
                     Ok(committed) => break committed?,
