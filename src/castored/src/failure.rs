@@ -22,10 +22,7 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Url(#[from] rpc::client::UrlError),
     #[error("cannot reach the store at {url}: {source}")]
-    Unreachable {
-        url: String,
-        source: rpc::client::ClientError,
-    },
+    Unreachable { url: String, source: rpc::client::ClientError },
     #[error(
         "the daemon of this store serves {}; stop the daemon, which unmounts it, or name another directory",
         .0.display()
@@ -52,23 +49,13 @@ pub(crate) enum Failure {
             ""
         }
     )]
-    LeftOut {
-        count: usize,
-        last: bool,
-    },
+    LeftOut { count: usize, last: bool },
     #[error("{0} paths could not be read back from castored's store; castored has not taken over")]
     NotReadBack(usize),
     #[error("cannot {action} '{}': {source}", path.display())]
-    File {
-        action: &'static str,
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    File { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("cannot {action}: {source}")]
-    Process {
-        action: &'static str,
-        source: std::io::Error,
-    },
+    Process { action: &'static str, source: std::io::Error },
     #[error(
         "'{}' is the database of a stock Nix store; castored keeps its own and will not hide that one. \
          Take that store over with `castored adopt`, or choose another state directory (NIX_STATE_DIR or --root)", .0.display()
