@@ -32,7 +32,7 @@ const BLOCK: u64 = 512;
 /// What `stat` calls a good size for reading.
 const PREFERRED_READ: u32 = 4096;
 /// The largest read, in bytes: what the kernel allows without a special limit.
-const MAX_READ: u32 = 1 << 20;
+pub(crate) const MAX_READ: u32 = 1 << 20;
 /// How many readahead requests may be under way.
 const MAX_BACKGROUND: u16 = 64;
 

@@ -10,10 +10,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::fuse::MAX_READ;
 use crate::handshake;
 
 /// Room for a request: the kernel wants enough for the largest write it was told of, and a header.
-const ROOM: usize = (1 << 20) + 64 * 1024;
+const ROOM: usize = MAX_READ as usize + 64 * 1024;
 /// The most requests looked at.
 const MAX_REQUESTS: usize = 65_536;
 /// Where in a request its header has what it is, its number, and the thread that asks.
@@ -70,14 +71,20 @@ mod tests {
     use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
 
-    use fuser::{Config, Filesystem, SessionACL};
+    use fuser::{Config, Filesystem, KernelConfig, Request, SessionACL};
 
     use super::*;
     use crate::device;
     use crate::handshake::Asked;
 
     struct Nothing;
-    impl Filesystem for Nothing {}
+
+    impl Filesystem for Nothing {
+        fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+            let _previous = config.set_max_write(MAX_READ);
+            Ok(())
+        }
+    }
 
     #[test]
     fn who_is_killed_while_nobody_serves_can_die() {
