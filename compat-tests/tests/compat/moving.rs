@@ -159,6 +159,75 @@ fn killed_at_any_moment_it_continues() {
 }
 
 #[test]
+fn files_that_stock_has_linked_are_read_once() {
+    let Some(s) = castored_setup("linked") else { return };
+    let house = House::new(&s, "2.34.8");
+    for (round, arguments) in [&["--finish"][..], &["--in-place"]].into_iter().enumerate() {
+        for number in 0..4 {
+            let tree = s.room.tmp(&format!("linked-{round}-{number}"));
+            fs::create_dir(&tree).unwrap();
+            fs::write(tree.join("own"), format!("{number}\n").repeat(50_000)).unwrap();
+            fs::write(tree.join("small"), "the same in all\n").unwrap();
+            fs::write(tree.join("large"), "also the same in all\n".repeat(100_000)).unwrap();
+            house.stock("nix-store").arg("--add").arg(&tree).quiet().ok().unwrap();
+        }
+        house.stock("nix-store").arg("--optimise").ok().unwrap();
+        let before = house.inventory("local");
+        let said = house.adopt(&[&["--jobs", "1"][..], arguments].concat()).ok().unwrap().text();
+        expect_contains(&said, "6 files were hard links of others, and not read again").unwrap();
+        let daemon = s.start();
+        let after = house.inventory("daemon");
+        before.assert_equal(&after);
+        house.assert_contents(&after);
+        daemon.stop().unwrap();
+        house.empty_nix();
+    }
+}
+
+#[test]
+fn an_export_that_was_killed_continues() {
+    let Some(s) = castored_setup("killed-export") else { return };
+    let house = House::new(&s, "2.34.8");
+    house.furnish();
+    house.add_many(150);
+    let before = house.inventory("local");
+    house.adopt(&["--finish"]).ok().unwrap();
+    let out = s.room.tmp("out");
+    let dir = out.to_str().unwrap();
+    let mut kills = 0;
+    for round in 0..8 {
+        let mut child = house.castored(&["export-store", "--optimise", dir]).spawn().unwrap();
+        thread::sleep(Duration::from_millis(20 * (round + 1)));
+        kills += i32::from(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    println!("killed {kills} of 8 runs");
+    assert!(kills > 2, "too few to mean anything");
+    let other = house.castored(&["export-store", dir]).fails().unwrap();
+    expect_contains(&other.all(), "the beginning of an export of other paths or options").unwrap();
+    // As a crash of the machine may leave it: the name is there, and the contents are not.
+    let written = fs::read_dir(out.join("nix/store")).unwrap().flatten().map(|entry| entry.path());
+    let whole: Vec<_> = written.filter(|path| path.to_string_lossy().contains("-many-")).collect();
+    let hollow = whole[0].join("3");
+    fs::set_permissions(&hollow, PermissionsExt::from_mode(0o644)).unwrap();
+    let length = fs::metadata(&hollow).unwrap().len();
+    let file = fs::File::options().write(true).truncate(true).open(&hollow).unwrap();
+    file.set_len(length).unwrap();
+    let said = house.castored(&["export-store", "--optimise", dir]).ok().unwrap().text();
+    expect_contains(&said, "of the paths had been written before").unwrap();
+    let chroot = format!("local?root={dir}");
+    let verified = house.nix("nix-store", &chroot).args(["--verify", "--check-contents"]).ok().unwrap();
+    assert!(!verified.all().contains("modified") && !verified.all().contains("error"), "{}", verified.all());
+    before.assert_equal_but_for_roots(&house.inventory(&chroot));
+    house.assert_modes(&out.join("nix/store"));
+    house
+        .castored(&["export-store", "--optimise", dir])
+        .fails()
+        .expect("it is finished, and the directory is not empty");
+}
+
+#[test]
 fn what_is_damaged_is_left_out_by_name_with_what_refers_to_it() {
     let Some(s) = castored_setup("damaged") else { return };
     let house = House::new(&s, "2.34.8");

@@ -240,3 +240,89 @@ fn a_lost_index_is_made_anew() {
     assert_eq!(code, SOUND, "{text}");
     daemon.stop().unwrap();
 }
+
+/// Another castored on the machine, with a root of its own, until dropped.
+struct Neighbour {
+    process: std::process::Child,
+    root: PathBuf,
+}
+
+impl Neighbour {
+    fn start(s: &Setup, address: &str) -> Self {
+        let root = s.room.tmp("neighbour");
+        let log = fs::File::create(s.room.tmp("neighbour.log")).unwrap();
+        let mut command = Command::new(s.subject.binary());
+        command
+            .args(["daemon", "--grpc-listen", address, "--root"])
+            .arg(&root)
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        let neighbour = Self { process: command.spawn().unwrap(), root };
+        let began = std::time::Instant::now();
+        while std::net::TcpStream::connect(address).is_err() {
+            assert!(began.elapsed().as_secs() < 30, "{}", fs::read_to_string(s.room.tmp("neighbour.log")).unwrap());
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        neighbour
+    }
+
+    fn import(&self, s: &Setup, path: &Path) {
+        let output =
+            Command::new(s.subject.binary()).arg("import").arg("--root").arg(&self.root).arg(path).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = nix::mount::umount2(&self.root.join("store"), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+/// What a castore says is asked for by its digest, so it may be anybody's: here one with another store directory, that has
+/// the contents under other names.
+#[test]
+fn damaged_contents_come_from_another_castore() {
+    let Some(s) = castored_setup("repair-castore") else { return };
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let daemon = s.start();
+    let tree = s.room.tmp("tree");
+    fs::create_dir_all(tree.join("below")).unwrap();
+    let (large, small) = (noise(77, 900_000), noise(78, 40_000));
+    fs::write(tree.join("below/large"), &large).unwrap();
+    fs::write(tree.join("small"), &small).unwrap();
+    for number in 0..300 {
+        fs::write(tree.join(format!("below/file-{number}")), format!("{number}\n").repeat(20)).unwrap();
+    }
+    let path = s.nix(Who::Root, "nix-store").arg("--add").arg(&tree).ok().unwrap().text();
+    let here_only = s.room.write("here-only", noise(79, 50_000)).unwrap();
+    let other = s.nix(Who::Root, "nix-store").arg("--add").arg(&here_only).ok().unwrap().text();
+    let damage = || {
+        damage_copies_of(&large[400_000..400_032]);
+        damage_object_of(&s, &small);
+        damage_object_of(&s, &noise(79, 50_000));
+    };
+    daemon.stop().unwrap();
+    fs::write(s.room.dir().join("daemon-conf/castored.conf"), format!("castores = http://{address}\n")).unwrap();
+    damage();
+    let daemon = s.start();
+    // Nobody is there yet.
+    let (code, text) = fsck(&s, &["--repair"]);
+    assert_eq!(code, DAMAGED, "{text}");
+    expect_contains(&text, &format!("the castore 'http://{address}'")).unwrap();
+    let neighbour = Neighbour::start(&s, &address);
+    neighbour.import(&s, &tree);
+    let (code, text) = fsck(&s, &["--repair"]);
+    assert_eq!(code, DAMAGED, "{text}");
+    assert!(text.contains(&other), "{text}");
+    assert_eq!(compat_tests::nar::hash_path(Path::new(&path)).unwrap(), compat_tests::nar::hash_path(&tree).unwrap());
+    s.nix(Who::Root, "nix-store").args(["--verify-path", &path]).ok().unwrap();
+    s.nix(Who::Root, "nix-store").args(["--verify-path", &other]).fails().unwrap();
+    neighbour.import(&s, &here_only);
+    let (code, text) = fsck(&s, &["--repair"]);
+    assert_eq!(code, REPAIRED, "{text}");
+    assert_eq!(fsck(&s, &[]).0, SOUND);
+    daemon.stop().unwrap();
+}

@@ -16,7 +16,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::builds::wait_until;
-use crate::{Setup, castored_setup, setup};
+use crate::{Setup, castored_setup, derivation, setup};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -212,5 +212,38 @@ fn what_the_kernel_executes_is_kept() {
     umount2(setting, MntFlags::MNT_DETACH).unwrap();
     s.nix(Who::Root, "nix-store").arg("--gc").ok().unwrap();
     assert!(!Path::new(&path).exists());
+    daemon.stop().unwrap();
+}
+
+/// The setting is the client's: it lets a user environment refer to the derivations of what is in it.
+#[test]
+fn a_user_environment_keeps_its_derivations_where_that_is_set() {
+    let Some(s) = setup("env-derivations") else { return };
+    let daemon = s.start();
+    let install = |name: &str, kept: &str| {
+        let expression = derivation(name, "echo tool > $out", "");
+        let file = s.room.write(&format!("{name}.nix"), format!("{{ tool = {expression}; }}")).unwrap();
+        let drv = s.nix(Who::Root, "nix-instantiate").arg(&file).args(["-A", "tool"]).ok().unwrap().text();
+        let profile = format!("/nix/var/nix/profiles/{name}");
+        let install = s.nix(Who::Root, "nix-env").args(["-p", &profile, "-f"]).arg(&file).args(["-iA", "tool"]);
+        install.args(["--option", "keep-env-derivations", kept]).ok().unwrap();
+        (drv, profile)
+    };
+    let (kept, profile) = install("kept-derivation", "true");
+    let (gone, other) = install("other-derivation", "false");
+    let collect =
+        || s.nix(Who::Root, "nix-store").args(["--gc", "--option", "keep-derivations", "false"]).ok().unwrap();
+    collect();
+    let is_valid = |path: &str| {
+        Client::new(daemon.connect().unwrap()).unwrap().all_valid_paths().unwrap().contains(&path.to_owned())
+    };
+    assert!(is_valid(&kept) && !is_valid(&gone));
+    for profile in [&profile, &other] {
+        assert!(fs::read_link(profile).is_ok(), "{profile}");
+        s.nix(Who::Root, "nix-env").args(["-p", profile, "-e", "*"]).ok().unwrap();
+        s.nix(Who::Root, "nix-env").args(["-p", profile, "--delete-generations", "old"]).ok().unwrap();
+    }
+    collect();
+    assert!(!is_valid(&kept), "nothing refers to it any more");
     daemon.stop().unwrap();
 }

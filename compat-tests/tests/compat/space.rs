@@ -41,6 +41,12 @@ impl SmallDisk {
         Some(Self)
     }
 
+    /// Bytes that are free.
+    fn free(&self) -> u64 {
+        let stat = nix::sys::statvfs::statvfs(DISK).unwrap();
+        stat.blocks_free() * stat.fragment_size()
+    }
+
     /// Writes until nothing goes.
     fn fill(&self) {
         let mut filler = File::options().create(true).append(true).open(format!("{DISK}/filler")).unwrap();
@@ -100,10 +106,20 @@ fn a_disk_full_to_the_last_byte_is_collected_by_a_stock_client_and_all_goes_on()
     s.nix(Who::User, "nix-store").args(["--realise", &kept, "--add-root"]).arg(&root).arg("--indirect").ok().unwrap();
     let contents = fs::read(&kept).unwrap();
 
+    let valid = || Client::new(daemon.connect().unwrap()).unwrap().all_valid_paths().unwrap().len();
     let refused = (1..100).map(|seed| add(seed, 16 * MIB)).find(|added| added.code != 0).expect("the disk has an end");
     for told in ["No space left on device", "/nix/var/nix", "nix-store --gc"] {
         expect_contains(&refused.all(), told).unwrap();
     }
+    // It ended before the last byte was taken, and what it had written is given back by itself.
+    let packs = || -> u64 {
+        let packs = fs::read_dir("/nix/var/nix/castored/packs").unwrap();
+        packs.map(|entry| entry.unwrap().metadata().map_or(0, |metadata| metadata.len())).sum()
+    };
+    assert!(disk.free() > MIB, "{} bytes are free", disk.free());
+    let whole = (valid() as u64 - 1) * 16 * MIB + 2 * MIB;
+    println!("packs have {} bytes, {whole} of them of whole paths", packs());
+    within(Duration::from_secs(60), "what did not fit is still there", || packs() < whole + 5 * MIB);
     disk.fill();
     // Whatever is tried now fails clearly or succeeds, the daemon serves, and contents are right.
     let still = |told: &str| {
@@ -149,6 +165,33 @@ fn a_disk_full_to_the_last_byte_is_collected_by_a_stock_client_and_all_goes_on()
     }
     let check = s.nix(Who::Root, "nix-store").args(["--verify", "--check-contents"]).ok().unwrap();
     assert!(!check.all().contains("modified"), "{}", check.all());
+    daemon.stop().unwrap();
+}
+
+/// The reserve was used up, or somebody removed it.
+#[test]
+fn a_collection_that_cannot_even_begin_says_what_helps() {
+    let Some(s) = castored_setup("no-reserve") else { return };
+    let Some(disk) = SmallDisk::mount(&s, 300 * MIB) else { return };
+    let daemon = s.subject.start_with(&s.room, &format!("{}min-free = 0\n", default_conf())).unwrap();
+    for seed in 1..8 {
+        let file = noise(&s, seed, 16 * MIB);
+        s.nix(Who::User, "nix-store").quiet().arg("--add").arg(&file).ok().unwrap();
+        fs::remove_file(file).unwrap();
+    }
+    for reserve in ["reserve", "reserve-for-opening"] {
+        fs::remove_file(format!("/nix/var/nix/castored/{reserve}")).unwrap();
+    }
+    disk.fill();
+    let refused = s.nix(Who::Root, "nix-store").arg("--gc").fails().unwrap().all();
+    for told in ["cannot collect garbage", "'/nix/var/nix' is full", "Remove something else"] {
+        expect_contains(&refused, told).unwrap();
+    }
+    let filler = File::options().write(true).open(format!("{DISK}/filler")).unwrap();
+    filler.set_len(filler.metadata().unwrap().len() - 4 * MIB).unwrap();
+    let free = disk.free();
+    s.nix(Who::Root, "nix-store").arg("--gc").ok().unwrap();
+    within(Duration::from_secs(60), "the space does not come back", || disk.free() > free + 90 * MIB);
     daemon.stop().unwrap();
 }
 

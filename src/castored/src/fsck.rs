@@ -10,6 +10,7 @@
 //! | 2 | damage was found, and all of it repaired |
 //! | 3 | damage was found and is still there |
 
+mod castores;
 mod news;
 mod serve;
 mod show;
@@ -30,6 +31,7 @@ use substitute::{Contents, NoWatch, Outcome, Substituter, Substituters};
 
 use crate::failure::Failure;
 use crate::{daemon, state};
+use castores::Castores;
 use news::{News, Request, Summary};
 use show::Show;
 
@@ -86,10 +88,13 @@ fn offline(locations: &Locations, request: &Request, show: &Show) -> Result<Summ
     let settings = Arc::new(daemon::settings(locations, &[])?);
     let runtime =
         tokio::runtime::Runtime::new().map_err(|source| Failure::Process { action: "start the runtime", source })?;
+    let castores = Castores::new(&settings, runtime.handle());
     let roots = Arc::new(store.new_temp_roots());
     let client = substitute::Client::new(settings, roots, Arc::new(NoWatch));
     let sources = Substituters::new(store.clone());
-    let mut mend = |path: &StorePath| runtime.block_on(fetch(&store, &sources, &client, path));
+    let mut mend = |path: &StorePath| {
+        castores.mend(&store, path, &mut |path| runtime.block_on(fetch(&store, &sources, &client, path)))
+    };
     Ok(work::run(&store, request, &mut mend, show)?)
 }
 

@@ -59,7 +59,8 @@ pub(crate) struct AdoptArgs {
     remove_old: bool,
 }
 
-/// Write a plain store of stock Nix, with its database, that needs no castored.
+/// Write a plain store of stock Nix, with its database, that needs no castored. The same command finishes one that was
+/// interrupted.
 #[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
     /// An empty or new directory: the store gets the layout of `nix --store DIR`.
@@ -168,6 +169,9 @@ fn report(outcome: &Outcome, in_place: bool) {
         outcome.known,
         outcome.realisations
     );
+    if outcome.linked > 0 {
+        println!("{} files were hard links of others, and not read again", outcome.linked);
+    }
     if in_place {
         println!("removed the old files of {} paths, kept those of {} that are in use", outcome.removed, outcome.kept);
     }
@@ -206,6 +210,9 @@ pub(crate) fn export(locations: &Locations, args: &ExportArgs) -> Result<ExitCod
         exported.realisations,
         args.dir.display()
     );
+    if exported.kept > 0 {
+        println!("{} of the paths had been written before it was interrupted", exported.kept);
+    }
     println!("use it with `nix --store {}`, or move its `nix` to /nix", args.dir.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -62,6 +62,13 @@ pub enum Error {
     /// An export needs an empty directory.
     #[error("'{}' is not empty; a store is exported into an empty or a new directory", .0.display())]
     NotEmpty(PathBuf),
+    /// The directory has the beginning of another export.
+    #[error(
+        "'{}' has the beginning of an export of other paths or options, which only the same command can finish: repeat \
+         that, or remove the directory",
+        .0.display()
+    )]
+    OtherExport(PathBuf),
     /// A path to be exported has no valid info, or its contents are not what they should be.
     #[error("cannot export '{path}': {reason}")]
     Export {

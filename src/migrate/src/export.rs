@@ -2,8 +2,9 @@
 //!
 //! It is laid out below a directory as stock's store below another root (`--store DIR`) is, so the same files are a whole
 //! `/nix` once they are moved there. Every path's NAR is hashed while its files are written; the database comes last, so
-//! what was begun and not finished is no store.
+//! what was begun and not finished is no store. It is finished by exporting into the same directory again ([`resume`]).
 
+mod resume;
 mod tree;
 
 use std::collections::BTreeSet;
@@ -18,11 +19,13 @@ use parking_lot::Mutex;
 use store::Store;
 use store::derivations::output_paths;
 
+use crate::adopt::remove_tree;
 use crate::error::{Error, Result};
 use crate::links;
 use crate::places::StockPlaces;
 use crate::progress::{Progress, Stage};
 use crate::schema::NewDatabase;
+use resume::Unfinished;
 use tree::TreeWriter;
 
 /// How to export.
@@ -41,6 +44,8 @@ pub struct Options {
 pub struct Exported {
     /// Paths.
     pub paths: u64,
+    /// Of these, paths that an export which was interrupted had written already.
+    pub kept: u64,
     /// Bytes of their NARs.
     pub bytes: u64,
     /// Realisations.
@@ -53,10 +58,10 @@ pub fn places(root: &Path, store_dir: &Path, state_dir: &Path, log_dir: &Path) -
     StockPlaces { store: below(store_dir), state: below(state_dir), log: below(log_dir) }
 }
 
-/// Writes a stock store into `root`, which is empty or missing.
+/// Writes a stock store into `root`, which is empty or missing, or has the beginning of the same export.
 ///
 /// # Errors
-/// [`Error::NotEmpty`]; [`Error::Export`] for a path that is not valid or is damaged; when something cannot be written.
+/// [`Error::NotEmpty`]; [`Error::OtherExport`]; [`Error::Export`] for a path that is not valid or is damaged; when something cannot be written.
 pub fn export(
     store: &Store,
     root: &Path,
@@ -64,18 +69,15 @@ pub fn export(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Exported> {
-    match fs::read_dir(root).map(|mut entries| entries.next().is_some()) {
-        Ok(false) => {}
-        Ok(true) => return Err(Error::NotEmpty(root.to_owned())),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(Error::file("read", root)(e)),
-    }
+    let unfinished = Unfinished::begin(store, root, options)?;
     let to = places(root, Path::new(store.store_dir().as_str()), store.state_dir(), log_dir);
     let links = to.store.join(".links");
+    let database = to.state.join("db");
+    if unfinished.resumed && database.exists() {
+        remove_tree(&database)?;
+    }
     let per_user = ["profiles/per-user", "gcroots/per-user"].map(|dir| to.state.join(dir));
-    for dir in
-        [&links, &to.state.join("db"), &to.state.join("temproots"), &to.log.join("drvs")].into_iter().chain(&per_user)
-    {
+    for dir in [&links, &database, &to.state.join("temproots"), &to.log.join("drvs")].into_iter().chain(&per_user) {
         fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
     }
     let paths = wanted(store, options)?;
@@ -83,19 +85,34 @@ pub fn export(
     for path in &paths {
         exported.bytes += store.valid_entry(path)?.info.nar_size;
     }
-    progress.begin(Stage::Exporting, exported.paths, exported.bytes);
-    write_files(store, &to.store, options.optimise.then_some(links.as_path()), &paths, options.threads, progress)?;
+    let mut missing = paths.clone();
+    if unfinished.resumed {
+        let whole = resume::keep_whole(store, &to.store, &paths, options.threads, progress)?;
+        missing.retain(|path| !whole.contains(path));
+    }
+    exported.kept = exported.paths - missing.len() as u64;
+    let mut bytes = 0;
+    for path in &missing {
+        bytes += store.valid_entry(path)?.info.nar_size;
+    }
+    progress.begin(Stage::Exporting, missing.len() as u64, bytes);
+    write_files(store, &to.store, options.optimise.then_some(links.as_path()), &missing, options.threads, progress)?;
     // The roots first: a store with a database may be collected.
     if options.paths.is_empty() {
         links::copy_roots(store.state_dir(), &to.state, store.state_dir(), store.state_dir())?;
     } else {
         for path in &options.paths {
             let root = to.state.join("gcroots").join(path.base_name());
-            symlink(store.store_dir().display(path), &root).map_err(Error::file("create", &root))?;
+            match symlink(store.store_dir().display(path), &root) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(Error::file("create", &root)(e)),
+                _ => {}
+            }
         }
     }
     links::copy_logs(log_dir, &to.log)?;
-    exported.realisations = write_database(store, &to.state.join("db"), &paths)?;
+    exported.realisations = write_database(store, &database, &paths)?;
+    sync(root)?;
+    unfinished.finish()?;
     sync(root)?;
     Ok(exported)
 }
@@ -118,19 +135,37 @@ fn write_files(
     threads: NonZeroUsize,
     progress: &dyn Progress,
 ) -> Result<()> {
+    in_parallel(paths, threads, |path| {
+        let entry = store.valid_entry(path)?;
+        let place = store_dir.join(path.base_name());
+        let unfinished = resume::unfinished(&place);
+        let facts = TreeWriter::new(store, progress, links).write(&entry.node, &unfinished)?;
+        if facts.nar_hash != entry.info.nar_hash {
+            let (path, expected) = (store.store_dir().display(path), entry.info.nar_hash.to_prefixed_nix32());
+            let reason = format!("its NAR hash is {}, not {expected}", facts.nar_hash.to_prefixed_nix32());
+            return Err(Error::Export { path, reason });
+        }
+        fs::rename(&unfinished, &place).map_err(Error::file("put in place", &place))?;
+        progress.path();
+        Ok(())
+    })
+}
+
+/// Does something with each path, on several threads, until it fails on one.
+fn in_parallel(
+    paths: &BTreeSet<StorePath>,
+    threads: NonZeroUsize,
+    each: impl Fn(&StorePath) -> Result<()> + Sync,
+) -> Result<()> {
     let waiting = Mutex::new(paths.iter());
     let work = || -> Result<()> {
         loop {
             let Some(path) = waiting.lock().next() else { return Ok(()) };
-            let entry = store.valid_entry(path)?;
-            let facts =
-                TreeWriter::new(store, progress, links).write(&entry.node, &store_dir.join(path.base_name()))?;
-            if facts.nar_hash != entry.info.nar_hash {
-                let (path, expected) = (store.store_dir().display(path), entry.info.nar_hash.to_prefixed_nix32());
-                let reason = format!("its NAR hash is {}, not {expected}", facts.nar_hash.to_prefixed_nix32());
-                return Err(Error::Export { path, reason });
+            if let Err(error) = each(path) {
+                // Nobody takes another one.
+                waiting.lock().by_ref().for_each(drop);
+                return Err(error);
             }
-            progress.path();
         }
     };
     std::thread::scope(|scope| {

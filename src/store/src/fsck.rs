@@ -6,6 +6,7 @@
 //!
 //! Memory: what the castore needs, 20 bytes per path, and what is told of each problem.
 
+mod elsewhere;
 mod paths;
 mod repair;
 mod tables;
@@ -23,6 +24,7 @@ use parking_lot::Mutex;
 use crate::error::{Error, Result};
 use crate::store::Store;
 
+pub use elsewhere::Elsewhere;
 pub use repair::{Mended, Repair};
 
 /// Threads that hash NARs, at most.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use common::{Fixture, add, info, nar};
 use nix_compat::store_path::{StoreDir, StorePath};
-use store::fsck::{Mended, Report, Stage, Watch};
+use store::fsck::{Elsewhere, Mended, Report, Stage, Watch};
 use store::view::{StoreEvent, StoreView};
 use store::{Config, Error, Store};
 
@@ -359,4 +359,45 @@ fn copy(from: &Path, to: &Path) {
             fs::copy(entry.path(), target).unwrap();
         }
     }
+}
+
+/// Each object of a path in its turn is damaged, and had from another store that has the same contents elsewhere.
+#[test]
+fn what_is_damaged_is_had_from_another_castore() {
+    let other = Fixture::new();
+    add(other.store(), "a", &[]);
+    let template = Fixture::new();
+    let a = add(template.store(), "a", &[]);
+    template.store().sync().unwrap();
+    let end = length(template.dir.path());
+    let template = template.closed();
+    let nobody = Fixture::new();
+    fn elsewhere(store: &Store) -> Elsewhere<'_> {
+        Elsewhere { blobs: &**store.engine(), directories: &**store.engine() }
+    }
+    let (mut healed, mut sound) = (0, 0);
+    for at in (32..end).step_by((end as usize / 24).max(1)) {
+        let dir = tempfile::tempdir().unwrap();
+        let copied = std::process::Command::new("cp").arg("-aT").arg(template.dir.path()).arg(dir.path()).status();
+        assert!(copied.unwrap().success());
+        flip(dir.path(), at);
+        let fixture = Fixture::over(dir);
+        let store = fixture.store();
+        if check(store).affected.is_empty() {
+            // The head of a block or a record: not the path's contents.
+            sound += 1;
+            continue;
+        }
+        assert!(!store.heal_from(&a, elsewhere(nobody.store())).is_ok_and(|healed| healed), "nobody has it");
+        assert!(store.heal_from(&a, elsewhere(other.store())).unwrap(), "flipped at {at}");
+        let mut bytes = Vec::new();
+        store.write_nar(&a, &mut bytes).unwrap();
+        assert!(bytes == nar("a", 100_000));
+        assert!(check(store).affected.is_empty());
+        healed += 1;
+    }
+    println!("{healed} healed, {sound} had no damage in the path");
+    assert!(healed > 10);
+    let unknown = StorePath::from_parts([3; 20], "unknown").unwrap();
+    assert!(!other.store().heal_from(&unknown, elsewhere(other.store())).unwrap());
 }

@@ -1,14 +1,17 @@
 //! Garbage collections through castored beside those through stock's newest daemon: the same paths and roots in both, the
 //! same client in turn, medians of the rounds.
 //!
-//! Paths come in runs that refer to each other, as the closures of a system's updates do; every other run is dead. For
+//! Paths come in runs that refer to each other, as the closures of a system's updates do; every other thousand of them is dead. For
 //! stock the space is back when the command returns. For castored it comes back in the background, and is back when the
 //! state directory has stopped shrinking.
+//!
+//! castored gets its paths in AddMultipleToStore. Stock's daemon is too slow for as many, with a transaction for each: their
+//! files are written into its store as it would write them, and `nix-store --load-db` makes them valid all at once.
 //!
 //! `CASTORED_BENCH_ROUNDS=n` measures each row so often.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,10 +37,14 @@ const DEAD: usize = 20_000;
 const FILES: usize = 10;
 /// Paths of a run.
 const RUN: usize = 100;
+/// Paths that are added before others have their turn.
+const TURN: usize = 1000;
 /// Paths among which the dead are looked for; [`DEAD`] of them live.
 const LOOKED_AT: usize = 100_000;
 /// Paths sent in one request.
 const BATCH: usize = 2_000;
+/// Paths that stock's database gets in one command.
+const LOADED: usize = 20_000;
 /// A command may take this long.
 const LIMIT: Duration = Duration::from_secs(600);
 /// The space is back when nothing has come back for so long.
@@ -61,7 +68,13 @@ fn compare(sides: &Sides, machine: &Machine) -> Result<bool> {
     println!("{:<50} {:>12} {:>14} {:>7} {:>9}", "garbage", "stock", "castored", "ratio", "at most");
     let both = [&sides.stock, &sides.castored];
     for side in both {
-        add_first(side)?;
+        let started = Instant::now();
+        add_first(side, &client)?;
+        println!(
+            "40,000 paths added {} in {:.1?}",
+            if side.stock { "to stock" } else { "to castored" },
+            started.elapsed()
+        );
     }
     let mut figures = [Vec::new(), Vec::new()];
     for round in 0..rounds {
@@ -76,7 +89,7 @@ fn compare(sides: &Sides, machine: &Machine) -> Result<bool> {
     }
     kept &= report(&figures);
     for side in both {
-        Runs::new("looked-at", 1).add(side, 0..LOOKED_AT - DEAD)?;
+        Runs::new("looked-at", 1).add(side, &client, 0..LOOKED_AT - DEAD)?;
     }
     figures = [Vec::new(), Vec::new()];
     for _ in 0..rounds {
@@ -111,28 +124,71 @@ impl Runs {
         load::made_up_path(&format!("{} {n}", self.tag), "a-path-of-a-closure-1.0")
     }
 
-    fn offer(&self, n: usize) -> Offer {
+    fn references(&self, n: usize) -> Vec<String> {
         let at = n % RUN;
         let near = [1, 2, 4, 9, 16, 25].iter().filter(|back| **back <= at);
         let mut references: Vec<String> = near.map(|back| self.path(n - back)).collect();
         references.sort();
+        references
+    }
+
+    fn files(&self, n: usize) -> Vec<(String, Vec<u8>)> {
         // Some text that packs as texts do, and some that does not.
         let file = |f: usize| {
             let line = format!("file {f} of path {n} of {}, and a line that is in each of them\n", self.tag);
             let noise = nar::hex(&nar::sha256(line.as_bytes()));
-            Tree::File(format!("{}{noise}", line.repeat(12)).into_bytes())
+            format!("{}{noise}", line.repeat(12)).into_bytes()
         };
-        let files = (0..self.files).map(|f| (format!("file-{f}").into_bytes(), file(f))).collect();
-        Offer { path: self.path(n), references, archive: Tree::Directory(files).archive(), ..Offer::default() }
+        (0..self.files).map(|f| (format!("file-{f}"), file(f))).collect()
     }
 
-    fn add(&self, side: &Side, range: std::ops::Range<usize>) -> Result<()> {
+    fn offer(&self, n: usize) -> Offer {
+        let files =
+            self.files(n).into_iter().map(|(name, contents)| (name.into_bytes(), Tree::File(contents))).collect();
+        let archive = Tree::Directory(files).archive();
+        Offer { path: self.path(n), references: self.references(n), archive, ..Offer::default() }
+    }
+
+    fn add(&self, side: &Side, client: &Arc<Release>, range: std::ops::Range<usize>) -> Result<()> {
+        if side.stock {
+            let (runs, client) = (self.clone(), Arc::clone(client));
+            return side.inside(move |room| {
+                (range.clone().step_by(LOADED))
+                    .try_for_each(|from| runs.load(room, &client, from..range.end.min(from + LOADED)))
+            });
+        }
         let mut connection = side.connect()?;
         for from in range.clone().step_by(BATCH) {
             let batch = from..range.end.min(from + BATCH);
             connection.call(&load::add_multiple(batch.map(|n| self.offer(n))))?;
         }
         Ok(())
+    }
+
+    /// Writes the files of paths into stock's store, and has their infos loaded into its database.
+    fn load(&self, room: &Room, client: &Release, range: std::ops::Range<usize>) -> Result<()> {
+        let mut infos = String::new();
+        for n in range {
+            let path = self.path(n);
+            fs::create_dir(&path).doing("creating", &path)?;
+            for (name, contents) in self.files(n) {
+                let file = Path::new(&path).join(name);
+                fs::write(&file, contents).doing("writing", &file)?;
+                settle(&file, 0o444)?;
+            }
+            settle(Path::new(&path), 0o555)?;
+            let archive = self.offer(n).archive;
+            let references = self.references(n);
+            infos.push_str(&format!(
+                "{path}\n{}\n{}\n\n{}\n",
+                nar::hex(&nar::sha256(&archive)),
+                archive.len(),
+                references.len()
+            ));
+            references.iter().for_each(|reference| infos.push_str(&format!("{reference}\n")));
+        }
+        let load = Call::nix(room, Who::Root, client, "nix-store").env("NIX_REMOTE", "local").input(infos);
+        load.args(["--option", "build-users-group", "", "--load-db"]).limit(LIMIT).quiet().ok().map(drop)
     }
 
     /// Makes a root for each run.
@@ -148,17 +204,24 @@ impl Runs {
     }
 }
 
+/// Mode and time as stock gives them to what is in its store.
+fn settle(path: &Path, mode: u32) -> Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).doing("setting the mode of", path)?;
+    let times = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH + Duration::from_secs(1));
+    fs::File::open(path).and_then(|file| file.set_times(times)).doing("setting the time of", path)
+}
+
 /// What stays.
 fn live() -> Runs {
     Runs::new("live", FILES)
 }
 
-/// Adds what stays, and what is deleted first: runs of the one and of the other in turn.
-fn add_first(side: &Side) -> Result<()> {
+/// Adds what stays, and what is deleted first: runs of the one and runs of the other in turn.
+fn add_first(side: &Side, client: &Arc<Release>) -> Result<()> {
     let (live, dead) = (live(), Runs::new("dead 0", FILES));
-    for from in (0..DEAD).step_by(RUN) {
-        live.add(side, from..from + RUN)?;
-        dead.add(side, from..from + RUN)?;
+    for from in (0..DEAD).step_by(TURN) {
+        live.add(side, client, from..from + TURN)?;
+        dead.add(side, client, from..from + TURN)?;
     }
     live.root(side)
 }
@@ -183,7 +246,7 @@ fn collect_all(side: &Side, client: &Arc<Release>) -> Result<f64> {
 
 fn collect(side: &Side, client: &Arc<Release>, round: usize) -> Result<Vec<Figure>> {
     if round > 0 {
-        Runs::new(format!("dead {round}"), FILES).add(side, 0..DEAD)?;
+        Runs::new(format!("dead {round}"), FILES).add(side, client, 0..DEAD)?;
     }
     // What was added is on disk on both sides, and nothing of it waits to be written while it is deleted.
     nix::unistd::sync();
@@ -241,7 +304,7 @@ fn settled(started: Instant) -> Result<(u64, f64)> {
 
 /// How long other clients wait while 20,000 paths are deleted.
 fn latency(side: &Side, client: &Arc<Release>) -> Result<Vec<Figure>> {
-    Runs::new("dead again", FILES).add(side, 0..DEAD)?;
+    Runs::new("dead again", FILES).add(side, client, 0..DEAD)?;
     let over = AtomicBool::new(false);
     let known = live();
     let (asked, added) = thread::scope(|scope| {

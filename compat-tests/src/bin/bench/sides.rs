@@ -20,6 +20,8 @@ type Job = Box<dyn FnOnce(&Room) + Send>;
 pub(crate) struct Side {
     pub(crate) socket: PathBuf,
     pub(crate) pid: Pid,
+    /// Whether it is stock's, which has its paths as plain files.
+    pub(crate) stock: bool,
     jobs: mpsc::Sender<Job>,
     thread: JoinHandle<Result<()>>,
 }
@@ -29,6 +31,7 @@ impl Side {
     fn start(name: &'static str, subject: Subject) -> Result<Self> {
         let (tell, told) = mpsc::channel();
         let (jobs, given) = mpsc::channel::<Job>();
+        let stock = subject.is_stock();
         let thread = std::thread::spawn(move || -> Result<()> {
             let room = Room::enter(name)?;
             let daemon = subject.start(&room)?;
@@ -41,7 +44,7 @@ impl Side {
             daemon.stop().map(drop)
         });
         match told.recv() {
-            Ok((socket, pid)) => Ok(Self { socket, pid, jobs, thread }),
+            Ok((socket, pid)) => Ok(Self { socket, pid, stock, jobs, thread }),
             Err(_) => Err(joined(thread).err().unwrap_or_else(|| Error::Wrong("the daemon did not start".into()))),
         }
     }

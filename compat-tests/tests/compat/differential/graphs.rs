@@ -151,7 +151,7 @@ fn roots(room: &Room, daemon: &Daemon, random: &mut Random, all: &[String]) -> D
     let mut environment = Vec::new();
     for (n, path) in random.some(all, 8).into_iter().enumerate() {
         let link = format!("{LINKS}/{n}");
-        match random.below(10) {
+        match random.below(11) {
             0 => symlink(&path, format!("{STATE}/gcroots/direct-{n}")).unwrap(),
             1 => symlink(format!("{path}/bin/something"), format!("{STATE}/gcroots/one/two/below-{n}")).unwrap(),
             2 => {
@@ -179,6 +179,25 @@ fn roots(room: &Room, daemon: &Daemon, random: &mut Random, all: &[String]) -> D
                 // Not directly to the path, and by a way that is not the shortest.
                 symlink(&path, &link).unwrap();
                 symlink(format!("../../../links/./{n}"), format!("{STATE}/gcroots/winding-{n}")).unwrap();
+            }
+            9 => {
+                // Spelled in other ways, also by links that are one step away.
+                let name = path.rsplit('/').next().unwrap();
+                let spelled = ["/nix/store/../store/@", "/nix/store/./@", "/nix/store//@", "/nix//store/@"];
+                let spelled = spelled.into_iter().chain([
+                    "//nix/store/@",
+                    "/nix/store/@/",
+                    "/nix/store/@/..",
+                    "/nix/store/@//bin",
+                ]);
+                let number = random.below(8);
+                let target = spelled.clone().nth(number).unwrap().replace('@', name);
+                if random.in_hundred(50) {
+                    symlink(target, format!("{STATE}/gcroots/spelled-{n}-{number}")).unwrap();
+                } else {
+                    symlink(target, &link).unwrap();
+                    symlink(&link, format!("{STATE}/gcroots/auto/spelled-{n}-{number}")).unwrap();
+                }
             }
             _ => {
                 symlink("/nowhere/at/all", format!("{STATE}/gcroots/auto/stale-{n}")).unwrap();

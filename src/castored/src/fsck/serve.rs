@@ -21,6 +21,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::castores::Castores;
 use super::news::{News, Request, Summary};
 use super::{Tell, work};
 use crate::failure::Failure;
@@ -77,7 +78,8 @@ impl Server {
         BufReader::new((&stream).take(MAX_REQUEST)).read_line(&mut line)?;
         let request: Request = serde_json::from_str(&line)?;
         let teller = Arc::new(ToSocket(Mutex::new(stream)));
-        let mut mend = |path: &StorePath| {
+        let castores = Castores::new(&self.settings, runtime);
+        let mut build = |path: &StorePath| {
             let client = Client {
                 events: Arc::new(Logs(teller.clone())),
                 temp_roots: Arc::new(self.store.new_temp_roots()),
@@ -87,6 +89,7 @@ impl Server {
             };
             runtime.block_on(self.scheduler.repair_path(path.clone(), self.settings.clone(), client))
         };
+        let mut mend = |path: &StorePath| castores.mend(&self.store, path, &mut build);
         let last = match work::run(&self.store, &request, &mut mend, &*teller) {
             Ok(summary) => News::End(summary),
             Err(error) => News::Failed(error.to_string()),

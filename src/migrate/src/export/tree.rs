@@ -21,7 +21,7 @@ use crate::progress::Progress;
 const PIECE: usize = 256 * 1024;
 
 /// Computes a NAR's hash and size without keeping it.
-struct Digesting(NarDigest);
+pub(super) struct Digesting(pub(super) NarDigest);
 
 impl Write for Digesting {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
