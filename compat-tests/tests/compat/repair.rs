@@ -305,7 +305,7 @@ fn damaged_contents_come_from_another_castore() {
         damage_object_of(&s, &noise(79, 50_000));
     };
     daemon.stop().unwrap();
-    fs::write(s.room.dir().join("daemon-conf/castored.conf"), format!("castores = http://{address}\n")).unwrap();
+    fs::write(s.room.dir().join("daemon-conf/castored.conf"), format!("castores = grpc+http://{address}\n")).unwrap();
     damage();
     let daemon = s.start();
     // Nobody is there yet.

@@ -6,6 +6,7 @@
 //! is cut off.
 
 mod block;
+mod error;
 mod floor;
 mod form;
 mod scan;
@@ -26,6 +27,8 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::index::{DataFiles, DataRow, Table};
 pub use block::BlockError;
 pub(crate) use block::{BlockBuilder, EncodedBlock, Head, MAX_RAW, Row};
+pub use error::PackError;
+use error::at;
 pub(crate) use form::Form;
 pub(crate) use scan::{Scanned, list, scan};
 
@@ -46,94 +49,6 @@ const ROOM_LEAST: u64 = 1 << 20;
 const ROOM_MOST: u64 = 32 << 20;
 /// Files of sealed packs that are kept open.
 const OPEN_FILES: usize = 128;
-
-/// Why an operation on pack files failed.
-#[derive(Debug, thiserror::Error)]
-pub enum PackError {
-    /// The system refused.
-    #[error("{doing} {path}")]
-    Io {
-        /// What was tried.
-        doing: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// Durable data is missing: a pack is shorter than the index remembers.
-    #[error(
-        "pack {path} is damaged: {actual} bytes long, but {committed} were committed; `castored fsck --rebuild-index` \
-         makes the store usable without what was lost, and names the paths that it is missing from"
-    )]
-    Short {
-        /// The pack.
-        path: PathBuf,
-        /// Its length.
-        actual: u64,
-        /// The length it had at least.
-        committed: u64,
-    },
-    /// A file does not begin as the pack with its number does.
-    #[error("{0} does not begin with the header of this pack")]
-    Header(PathBuf),
-    /// A pack of another version.
-    #[error("pack {path} has format version {version}, this castored knows version {PACK_VERSION}")]
-    Version {
-        /// The pack.
-        path: PathBuf,
-        /// Its version.
-        version: u32,
-    },
-    /// A block cannot be what the index says it is.
-    #[error("block at {offset} of pack {pack:08x}")]
-    Block {
-        /// The pack's number.
-        pack: u32,
-        /// Where the block begins.
-        offset: u64,
-        /// What is wrong.
-        source: BlockError,
-    },
-    /// zstd refused to compress.
-    #[error("compressing a block")]
-    Compress(#[source] io::Error),
-    /// The pack is not there: it was collected.
-    #[error("pack {0:08x} is gone")]
-    Gone(u32),
-    /// The index remembers less of a pack than it did: it has lost what was durable.
-    #[error(
-        "the index has {committed} bytes of pack {path}, but had {floor} before: the index is damaged; `castored fsck \
-         --rebuild-index` makes a new one from the packs"
-    )]
-    Forgotten {
-        /// The pack.
-        path: PathBuf,
-        /// What the index knows.
-        committed: u64,
-        /// What it knew.
-        floor: u64,
-    },
-    /// All pack numbers are used up.
-    #[error("no pack number is left")]
-    Exhausted,
-}
-
-impl PackError {
-    /// Whether what is stored is not what was written, or cannot be read: another copy would help.
-    pub(crate) fn is_damage(&self) -> bool {
-        match self {
-            Self::Block { .. } | Self::Header(_) | Self::Short { .. } => true,
-            Self::Io { source, .. } => source.raw_os_error() == Some(nix::errno::Errno::EIO as i32),
-            Self::Forgotten { .. } | Self::Version { .. } | Self::Compress(_) | Self::Gone(_) | Self::Exhausted => {
-                false
-            }
-        }
-    }
-}
-
-fn at<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> PackError + 'a {
-    move |source| PackError::Io { doing, path: path.to_owned(), source }
-}
 
 /// Where a block stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

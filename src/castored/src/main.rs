@@ -13,6 +13,7 @@ mod kept;
 mod mending;
 mod mount;
 mod moving;
+mod peer;
 mod sizes;
 mod state;
 mod stats;

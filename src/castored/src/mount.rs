@@ -9,8 +9,9 @@ use ::mount::{Mount, Options, require_empty};
 use clap::Args;
 use rpc::client::RemoteView;
 
-use crate::daemon::{Termination, start_logging};
+use crate::daemon::{self, Termination, start_logging};
 use crate::failure::Failure;
+use crate::peer;
 
 /// Threads that answer the kernel: each waits for the other store, so more than there are processors.
 const THREADS: usize = 16;
@@ -36,7 +37,7 @@ pub(crate) fn run(locations: &Locations, args: &MountArgs) -> Result<ExitCode, F
     let runtime = runtime.map_err(|source| Failure::Process { action: "start the runtime", source })?;
     let (termination, channel) = {
         let _inside = runtime.enter();
-        (Termination::catch(false)?, rpc::client::open(&args.grpc, &authorities(locations, &args.grpc)?)?)
+        (Termination::catch(false)?, peer::open(&args.grpc, || daemon::settings(locations, &[]))?)
     };
     let view = RemoteView::new(channel, runtime.handle().clone(), locations.store_dir.clone());
     let view = view.map_err(|source| Failure::Process { action: "start a thread", source })?;
@@ -58,18 +59,4 @@ pub(crate) fn run(locations: &Locations, args: &MountArgs) -> Result<ExitCode, F
     // Threads that still serve open files wait in calls; they end with the process.
     runtime.shutdown_background();
     Ok(ExitCode::SUCCESS)
-}
-
-/// The certificates by which servers are known here, where that matters: those the environment names, else those of the
-/// setting `ssl-cert-file`.
-fn authorities(locations: &Locations, url: &str) -> Result<Vec<u8>, Failure> {
-    if !url.starts_with("grpc+https:") {
-        return Ok(Vec::new());
-    }
-    let named = ["NIX_SSL_CERT_FILE", "SSL_CERT_FILE"].into_iter().find_map(std::env::var_os);
-    let file = match named.filter(|file| !file.is_empty()) {
-        Some(file) => PathBuf::from(file),
-        None => crate::daemon::settings(locations, &[])?.ssl_cert_file.into(),
-    };
-    std::fs::read(&file).map_err(Failure::file("read the trusted certificates in", file))
 }

@@ -17,7 +17,8 @@ use castore::Error;
 use nix_compat::store_path::StorePath;
 use tokio::runtime::Handle;
 use tokio_stream::StreamExt as _;
-use tonic::transport::{Channel, Endpoint};
+pub use tonic::transport::Channel;
+use tonic::transport::Endpoint;
 use tonic::{Status, Streaming};
 
 pub use blobs::RemoteBlobs;

@@ -2,40 +2,42 @@
 
 use nix_compat::conf::Settings;
 use nix_compat::store_path::StorePath;
-use rpc::client::{RemoteBlobs, RemoteDirectories, channel};
+use rpc::client::{RemoteBlobs, RemoteDirectories};
 use store::Store;
 use store::fsck::{Elsewhere, Mended};
 use tokio::runtime::Handle;
 
-/// The setting: URIs (`http://HOST:PORT`, `unix:///PATH`) with spaces between them.
+use crate::peer;
+
+/// The setting: URLs as `castored mount --grpc` takes them, with spaces between them.
 const SETTING: &str = "castores";
 
 /// Those that are configured, in their order.
 pub(super) struct Castores(Vec<Castore>);
 
 struct Castore {
-    uri: String,
+    url: String,
     blobs: RemoteBlobs,
     directories: RemoteDirectories,
 }
 
 impl Castores {
-    /// Connections are made when they are needed. A URI that is none is warned of.
+    /// Connections are made when they are needed. A URL that is none is warned of.
     pub(super) fn new(settings: &Settings, runtime: &Handle) -> Self {
         let _entered = runtime.enter();
-        let uris = settings.other.get(SETTING).map(String::as_str).unwrap_or_default();
-        let open = |uri: &str| match channel(uri.to_owned()) {
+        let urls = settings.other.get(SETTING).map(String::as_str).unwrap_or_default();
+        let open = |url: &str| match peer::open(url, || Ok(settings.clone())) {
             Ok(channel) => Some(Castore {
-                uri: uri.to_owned(),
+                url: url.to_owned(),
                 blobs: RemoteBlobs::new(channel.clone(), runtime.clone()),
                 directories: RemoteDirectories::new(channel, runtime.clone()),
             }),
             Err(error) => {
-                tracing::warn!(uri, %error, "ignoring a castore in the setting '{SETTING}'");
+                tracing::warn!(url, %error, "ignoring a castore in the setting '{SETTING}'");
                 None
             }
         };
-        Self(uris.split_ascii_whitespace().filter_map(open).collect())
+        Self(urls.split_ascii_whitespace().filter_map(open).collect())
     }
 
     /// Has what of a path is damaged from the first castore that has it, else from `others`. Blocks.
@@ -46,7 +48,7 @@ impl Castores {
             match store.heal_from(path, elsewhere) {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
-                Err(error) => failures.push_str(&format!("; the castore '{}': {error}", castore.uri)),
+                Err(error) => failures.push_str(&format!("; the castore '{}': {error}", castore.url)),
             }
         }
         others(path).map_err(|why| why + &failures)
