@@ -243,7 +243,8 @@ fn trap_38_the_socket_is_open_to_all_and_may_come_from_systemd() {
         Ok("systemd") => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let listener = daemon::passed_by_systemd().unwrap().unwrap();
+                let (_, socket) = keeper::given().unwrap().remove(0);
+                let listener = daemon::adopt(socket).unwrap();
                 let (client, _) = listener.accept().await.unwrap();
                 client.writable().await.unwrap();
                 assert_eq!(client.try_write(b"served").unwrap(), 6);
@@ -272,7 +273,7 @@ fn trap_38_the_socket_is_open_to_all_and_may_come_from_systemd() {
             assert_eq!(&served, b"served");
             assert!(child.wait().unwrap().success());
             // Without that, there is none.
-            assert!(daemon::passed_by_systemd().unwrap().is_none());
+            assert!(keeper::given().unwrap().is_empty());
         }
     }
 }
