@@ -127,7 +127,8 @@ fn a_disk_that_was_full_for_the_database_alone_is_an_error_that_passes() {
         return;
     };
     let index_dir = dir.path().join("index");
-    let index = Index::open(&index_dir, &IndexOptions::default()).unwrap();
+    let options = IndexOptions { memtable_bytes: 16 << 20, ..IndexOptions::default() };
+    let index = Index::open(&index_dir, &options).unwrap();
     let table = index.table("notes").unwrap();
     let mut noise = blake3::Hasher::new().finalize_xof();
     let mut note = |number: u32| {
