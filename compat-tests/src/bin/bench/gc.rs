@@ -151,6 +151,8 @@ impl Runs {
 
     fn add(&self, side: &Side, client: &Arc<Release>, range: std::ops::Range<usize>) -> Result<()> {
         if side.stock {
+            // Its first client has the store's directories made.
+            drop(side.connect()?);
             let (runs, client) = (self.clone(), Arc::clone(client));
             return side.inside(move |room| {
                 (range.clone().step_by(LOADED))
