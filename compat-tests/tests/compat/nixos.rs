@@ -28,10 +28,14 @@ fn nix_files_parse_with_stock_nix() {
 
 #[test]
 fn units_verify() {
-    if Command::new("systemd-analyze").arg("--version").output().is_err() {
+    let Ok(version) = Command::new("systemd-analyze").arg("--version").output() else {
         println!("systemd-analyze is not installed here: nothing to verify with");
         return;
-    }
+    };
+    let version = String::from_utf8_lossy(&version.stdout);
+    let version: u32 = version.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap();
+    // What is said of a key that this systemd is too old to know.
+    let too_new = |line: &str| version < 254 && line.contains("Unknown key 'FileDescriptorStorePreserve'");
     let dir = tempfile::tempdir().unwrap();
     for name in ["castored.socket", "castored.service"] {
         let unit = std::fs::read_to_string(nixos().join("systemd").join(name)).unwrap();
@@ -41,7 +45,7 @@ fn units_verify() {
     for name in ["castored.socket", "castored.service"] {
         let out = Command::new("systemd-analyze").arg("verify").arg(dir.path().join(name)).output().unwrap();
         let said = String::from_utf8_lossy(&out.stderr);
-        let about_ours: Vec<&str> = said.lines().filter(|l| l.contains("castored")).collect();
+        let about_ours: Vec<&str> = said.lines().filter(|l| l.contains("castored") && !too_new(l)).collect();
         assert!(about_ours.is_empty(), "{about_ours:#?}");
     }
 }

@@ -311,7 +311,7 @@ fn damaged_contents_come_from_another_castore() {
     // Nobody is there yet.
     let (code, text) = fsck(&s, &["--repair"]);
     assert_eq!(code, DAMAGED, "{text}");
-    expect_contains(&text, &format!("the castore 'http://{address}'")).unwrap();
+    expect_contains(&text, &format!("the castore 'grpc+http://{address}'")).unwrap();
     let neighbour = Neighbour::start(&s, &address);
     neighbour.import(&s, &tree);
     let (code, text) = fsck(&s, &["--repair"]);
