@@ -203,11 +203,11 @@ fn a_deletion_that_a_kill_interrupts_leaves_no_names() {
         let paths: Vec<String> = (0..300).map(|n| add(&mut client, n)).collect();
         drop(client);
         assert!(paths.iter().all(|path| Path::new(path).exists()));
-        let mut collecting = s.nix(Who::Root, "nix-store").arg("--gc").quiet().spawn().unwrap();
+        let collecting = s.nix(Who::Root, "nix-store").arg("--gc").quiet().spawn().unwrap();
         // At another moment of the collection each time.
         thread::sleep(Duration::from_millis(60 + round * 25));
         kill_server(&daemon);
-        collecting.wait().unwrap();
+        collecting.wait_with_output().unwrap();
         let mut client = Client::new(daemon.connect().unwrap()).unwrap();
         let valid = client.all_valid_paths().unwrap();
         for path in &paths {
