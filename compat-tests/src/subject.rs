@@ -120,6 +120,12 @@ impl Subject {
     }
 }
 
+/// Whether threads of a process run besides its first, or that one does.
+fn has_threads(pid: Pid) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    threads > 1 || program_of(pid).is_some()
+}
+
 /// A nix.conf under which everything that the tests do is possible.
 pub fn default_conf() -> String {
     let busybox = if Path::new("/usr/bin/busybox").exists() { "/usr/bin/busybox" } else { "/bin/busybox" };
@@ -290,9 +296,9 @@ impl Daemon {
         let server = self.pid();
         self.send_kill()?;
         self.child.wait().doing("waiting for", "the daemon")?;
-        // Not our child: what has ended has no program any more.
+        // Not our child. Its socket takes connections until the last of its threads has ended, which may be at the disk.
         let start = Instant::now();
-        while program_of(server).is_some() && start.elapsed() < PATIENCE {
+        while has_threads(server) && start.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
