@@ -40,10 +40,11 @@ pub(crate) struct Recent {
 }
 
 impl Journal {
-    /// A journal in that file, begun anew.
-    pub(crate) fn new(file: File) -> io::Result<Journal> {
-        file.set_len(JOURNAL)?;
-        Ok(Journal { file, next: Mutex::new(0) })
+    /// The journal in that file, to be written on. What earlier servers wrote stays until it is overwritten: a successor may
+    /// die before it has made the kernel forget it, and then the next one has to.
+    pub(crate) fn open(file: File) -> io::Result<Journal> {
+        let next = behind(&slots(&read(&file)?));
+        Ok(Journal { file, next: Mutex::new(next) })
     }
 
     /// Writes down that these names are about to change.
@@ -65,23 +66,51 @@ impl Journal {
 
     /// What the last server wrote into the file.
     pub(crate) fn recent(file: &File) -> io::Result<Recent> {
-        let length = file.metadata()?.len().saturating_sub(JOURNAL).min(SLOTS * SLOT as u64) as usize;
-        let mut bytes = vec![0; length];
-        file.read_exact_at(&mut bytes, JOURNAL)?;
-        let slots = bytes.chunks(SLOT).filter_map(|slot| {
-            let time = u64::from_le_bytes(slot.get(..8)?.try_into().ok()?);
-            let length = usize::from(*slot.get(8)?);
-            let name = std::str::from_utf8(slot.get(PREFIX..PREFIX + length)?).ok()?;
-            (time > 0).then_some((time, name))
-        });
-        let slots: Vec<_> = slots.collect();
-        let newest = slots.iter().map(|(time, _)| *time).max().unwrap_or(0);
+        let bytes = read(file)?;
+        let slots = slots(&bytes);
+        let newest = newest(&slots);
         let recent = |time: u64| time + SETTLED >= newest;
-        Ok(Recent {
-            names: slots.iter().filter(|(time, _)| recent(*time)).map(|(_, name)| (*name).to_owned()).collect(),
-            overflown: slots.len() as u64 == SLOTS && slots.iter().all(|(time, _)| recent(*time)),
-        })
+        let names: Vec<&str> =
+            slots.iter().flatten().filter(|(time, _)| recent(*time)).map(|(_, name)| *name).collect();
+        Ok(Recent { overflown: names.len() as u64 == SLOTS, names: names.into_iter().map(str::to_owned).collect() })
     }
+}
+
+/// When a name was noted, and which; nothing where nothing was.
+type Slot<'a> = Option<(u64, &'a str)>;
+
+fn read(file: &File) -> io::Result<Vec<u8>> {
+    let length = file.metadata()?.len().saturating_sub(JOURNAL).min(SLOTS * SLOT as u64) as usize;
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, JOURNAL)?;
+    Ok(bytes)
+}
+
+fn slots(bytes: &[u8]) -> Vec<Slot<'_>> {
+    bytes.chunks(SLOT).map(slot).collect()
+}
+
+fn slot(bytes: &[u8]) -> Slot<'_> {
+    let time = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
+    let length = usize::from(*bytes.get(8)?);
+    let name = std::str::from_utf8(bytes.get(PREFIX..PREFIX + length)?).ok()?;
+    (time > 0).then_some((time, name))
+}
+
+fn newest(slots: &[Slot<'_>]) -> u64 {
+    slots.iter().flatten().map(|(time, _)| *time).max().unwrap_or(0)
+}
+
+/// Where the ring goes on: behind the last slot that was written.
+fn behind(slots: &[Slot<'_>]) -> u64 {
+    let count = slots.len();
+    if (count as u64) < SLOTS {
+        return count as u64;
+    }
+    let newest = newest(slots);
+    let is_newest = |at: usize| slots[at % count].is_some_and(|(time, _)| time == newest);
+    let last = (0..count).find(|&at| is_newest(at) && !is_newest(at + 1));
+    last.map_or(0, |last| (last as u64 + 1) % SLOTS)
 }
 
 #[cfg(test)]
@@ -93,21 +122,42 @@ mod tests {
     }
 
     #[test]
-    fn the_successor_reads_what_was_noted_and_begins_anew() {
+    fn the_successor_reads_what_was_noted_and_goes_on_behind_it() {
         let file = file();
-        let journal = Journal::new(file.try_clone().unwrap()).unwrap();
+        let journal = Journal::open(file.try_clone().unwrap()).unwrap();
         assert_eq!(Journal::recent(&file).unwrap().names.len(), 0);
         journal.note(["a", "b"].into_iter()).unwrap();
         let recent = Journal::recent(&file).unwrap();
         assert_eq!(recent, Recent { names: ["a".to_owned(), "b".to_owned()].into(), overflown: false });
-        Journal::new(file.try_clone().unwrap()).unwrap();
-        assert_eq!(Journal::recent(&file).unwrap().names.len(), 0);
+        // It dies before it has done anything about that, but for a name of its own.
+        let journal = Journal::open(file.try_clone().unwrap()).unwrap();
+        assert_eq!(Journal::recent(&file).unwrap(), recent);
+        journal.note(["c"].into_iter()).unwrap();
+        assert_eq!(Journal::recent(&file).unwrap().names.into_iter().collect::<Vec<_>>(), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn the_ring_goes_on_where_it_was() {
+        let file = file();
+        let journal = Journal::open(file.try_clone().unwrap()).unwrap();
+        let many: Vec<String> = (0..SLOTS).map(|n| n.to_string()).collect();
+        journal.note(many.iter().map(String::as_str)).unwrap();
+        // All of that was long ago, and five more were noted now.
+        for slot in 0..SLOTS {
+            file.write_all_at(&1_u64.to_le_bytes(), JOURNAL + slot * SLOT as u64).unwrap();
+        }
+        journal.note(["a", "b", "c", "d", "e"].into_iter()).unwrap();
+        let journal = Journal::open(file.try_clone().unwrap()).unwrap();
+        assert_eq!(*journal.next.lock(), 5);
+        journal.note(["f"].into_iter()).unwrap();
+        let names = Journal::recent(&file).unwrap().names;
+        assert_eq!(names.into_iter().collect::<Vec<_>>(), ["a", "b", "c", "d", "e", "f"]);
     }
 
     #[test]
     fn what_is_settled_is_left_out_and_too_much_at_once_is_noticed() {
         let file = file();
-        let journal = Journal::new(file.try_clone().unwrap()).unwrap();
+        let journal = Journal::open(file.try_clone().unwrap()).unwrap();
         let many: Vec<String> = (0..SLOTS + 1).map(|n| n.to_string()).collect();
         journal.note(many.iter().map(String::as_str)).unwrap();
         assert!(Journal::recent(&file).unwrap().overflown);

@@ -189,7 +189,7 @@ impl Mount {
             let watch = copy().and_then(|file| Resent::new(State(file))).map_err(&cannot_serve)?;
             // Nobody else has set it.
             let _ = resent.set(watch);
-            journal = Some(copy().and_then(Journal::new).map_err(&cannot_serve)?);
+            journal = Some(copy().and_then(Journal::open).map_err(&cannot_serve)?);
             (recent, reply) = (left, Some(kept.head.reply));
         }
         let Unserved { mountpoint, entry, device, .. } = unserved;
