@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use store::view::StoreEvent;
 
 /// How long a change of the store waits for the kernel to be told.
@@ -125,16 +125,23 @@ impl Invalidations {
         if !removed && !self.may_be_listed() && queue.finished == queue.asked {
             return;
         }
+        if !self.round(&mut queue) {
+            tracing::warn!(first = ?events.first(), "the kernel is slow to take back store paths; going on without");
+        }
+    }
+
+    /// Has done what is queued, and waits for it. Whether it was done in time, if it is to be done at all.
+    fn round(&self, queue: &mut MutexGuard<'_, Queue>) -> bool {
         queue.asked += 1;
         let round = queue.asked;
         self.work.notify_one();
         let until = Instant::now() + PATIENCE;
         while queue.finished < round && !queue.closed {
-            if self.progress.wait_until(&mut queue, until).timed_out() {
-                tracing::warn!(first = ?events.first(), "the kernel is slow to take back store paths; going on without");
-                return;
+            if self.progress.wait_until(queue, until).timed_out() {
+                return false;
             }
         }
+        true
     }
 
     /// Takes back names that may have changed while nobody served, and the listing with them; waits as
@@ -144,11 +151,9 @@ impl Invalidations {
         self.listed.store(true, Ordering::SeqCst);
         let mut queue = self.queue.lock();
         queue.removed.extend(names);
-        queue.asked += 1;
-        let round = queue.asked;
-        self.work.notify_one();
-        let until = Instant::now() + PATIENCE;
-        while queue.finished < round && !queue.closed && !self.progress.wait_until(&mut queue, until).timed_out() {}
+        if !self.round(&mut queue) {
+            tracing::warn!("the kernel is slow to take back what the last server told it; going on without");
+        }
     }
 
     /// Ends the thread and lets everybody who waits go.
@@ -170,7 +175,7 @@ impl Invalidations {
             let round = queue.asked;
             let removed = std::mem::take(&mut queue.removed);
             self.progress.notify_all();
-            parking_lot::MutexGuard::unlocked(&mut queue, || self.tell(kernel, &removed));
+            MutexGuard::unlocked(&mut queue, || self.tell(kernel, &removed));
             queue.finished = round;
             self.progress.notify_all();
         }
