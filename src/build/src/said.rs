@@ -4,6 +4,7 @@
 //! leave a note. Everything else that the form knows is for the daemon alone to say, and is passed over.
 
 use nix_compat::worker::stderr::{ActivityKind, Field, ResultKind, Verbosity};
+use remote::Download;
 use serde_json::{Map, Value};
 
 /// What marks a message.
@@ -16,18 +17,8 @@ pub(crate) enum Said {
     Log,
     /// A phase begins.
     Phase(String),
-    /// A download begins, under a number of the builder's own.
-    Started {
-        /// The builder's number.
-        id: u64,
-        level: Verbosity,
-        text: String,
-        fields: Vec<Field>,
-    },
-    /// How far a download is: bytes done and expected, and two numbers that mean nothing here.
-    Progress(u64, [u64; 4]),
-    /// A download is over.
-    Stopped(u64),
+    /// Something about a download, under a number of the builder's own.
+    Download(Download),
     /// A message for whoever watches.
     Note(Verbosity, String),
     /// A message that a builder's word is not enough for, or that nobody knows.
@@ -58,14 +49,14 @@ impl Said {
         Ok(match text(message, "action")?.as_str() {
             "setPhase" => Self::Phase(text(message, "phase")?),
             "msg" => Self::Note(level()?, text(message, "msg")?),
-            "stop" => Self::Stopped(number("id")?),
+            "stop" => Self::Download(Download::Ended(number("id")?)),
             "start" => {
                 let kind = number("type")?;
                 match ActivityKind::from_code(kind) {
                     None => return Err(format!("unknown activity type {kind}")),
                     Some(ActivityKind::FileTransfer) => {
                         let (id, level, fields) = (number("id")?, level()?, fields(message)?);
-                        Self::Started { id, level, text: text(message, "text")?, fields }
+                        Self::Download(Download::Started { id, level, text: text(message, "text")?, fields })
                     }
                     Some(_) => Self::Nothing,
                 }
@@ -79,7 +70,7 @@ impl Said {
                     (
                         Some(ResultKind::Progress),
                         &[Field::Int(done), Field::Int(expected), Field::Int(running), Field::Int(failed)],
-                    ) => Self::Progress(id, [done, expected, running, failed]),
+                    ) => Self::Download(Download::Progress(id, [done, expected, running, failed])),
                     (Some(_), _) => Self::Nothing,
                 }
             }
@@ -117,16 +108,16 @@ mod tests {
         assert_eq!(of(r#"@nix {"action":"msg","level":1,"msg":"x"}"#), Said::Note(Verbosity::Warn, "x".into()));
         assert_eq!(
             of(r#"@nix {"action":"start","id":7,"level":4,"type":101,"text":"t","fields":["u",2],"parent":0}"#),
-            Said::Started {
+            Said::Download(Download::Started {
                 id: 7,
                 level: Verbosity::Talkative,
                 text: "t".into(),
                 fields: vec![Field::Text(b"u".to_vec()), Field::Int(2)]
-            }
+            })
         );
         let progress = r#"@nix {"action":"result","id":7,"type":105,"fields":[1,2,0,0]}"#;
-        assert_eq!(of(progress), Said::Progress(7, [1, 2, 0, 0]));
-        assert_eq!(of(r#"@nix {"action":"stop","id":7}"#), Said::Stopped(7));
+        assert_eq!(of(progress), Said::Download(Download::Progress(7, [1, 2, 0, 0])));
+        assert_eq!(of(r#"@nix {"action":"stop","id":7}"#), Said::Download(Download::Ended(7)));
     }
 
     #[test]

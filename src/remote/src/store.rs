@@ -46,7 +46,7 @@ pub trait BuildLog: Send {
     fn download(&mut self, news: Download);
 }
 
-/// What a build says of one of its downloads, under a number of the other machine's.
+/// What a build says of one of its downloads, under a number of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Download {
     /// It begins.

@@ -55,12 +55,7 @@ impl BuildLog for RemoteLog {
     }
 
     fn download(&mut self, news: Download) {
-        let feed = &self.goal.feed;
-        match news {
-            Download::Started { id, level, text, fields } => feed.transfer_started(id, level, text, fields),
-            Download::Progress(id, numbers) => feed.transfer_progress(id, numbers),
-            Download::Ended(id) => feed.transfer_ended(id),
-        }
+        self.goal.feed.download(news);
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use nix_compat::worker::stderr::{Field, Verbosity};
 use parking_lot::Mutex;
+use remote::Download;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
@@ -169,16 +170,8 @@ impl Feed {
                 state.watchers.iter().for_each(|watcher| watcher.session.log_at(level, &text));
                 return false;
             }
-            Said::Started { id, level, text, fields } => {
-                self.transfer_started(id, level, text, fields);
-                return false;
-            }
-            Said::Progress(id, numbers) => {
-                self.transfer_progress(id, numbers);
-                return false;
-            }
-            Said::Stopped(id) => {
-                self.transfer_ended(id);
+            Said::Download(news) => {
+                self.download(news);
                 return false;
             }
             Said::Nothing => return false,
@@ -187,8 +180,16 @@ impl Feed {
         true
     }
 
-    /// The builder downloads something, under a number of its own.
-    pub(crate) fn transfer_started(&self, own: u64, level: Verbosity, text: String, fields: Vec<Field>) {
+    /// What the builder says of one of its downloads.
+    pub(crate) fn download(&self, news: Download) {
+        match news {
+            Download::Started { id, level, text, fields } => self.transfer_started(id, level, text, fields),
+            Download::Progress(id, numbers) => self.transfer_progress(id, numbers),
+            Download::Ended(id) => self.transfer_ended(id),
+        }
+    }
+
+    fn transfer_started(&self, own: u64, level: Verbosity, text: String, fields: Vec<Field>) {
         let mut state = self.state.lock();
         let State { watchers, run: Some(run), .. } = &mut *state else { return };
         if run.transfers.len() == MAX_TRANSFERS || run.transfers.contains_key(&own) {
@@ -199,8 +200,7 @@ impl Feed {
         run.transfers.insert(own, (transfer, None));
     }
 
-    /// How far a download is.
-    pub(crate) fn transfer_progress(&self, own: u64, numbers: [u64; 4]) {
+    fn transfer_progress(&self, own: u64, numbers: [u64; 4]) {
         let mut state = self.state.lock();
         let State { watchers, run: Some(run), .. } = &mut *state else { return };
         let Some((transfer, progress)) = run.transfers.get_mut(&own) else { return };
@@ -208,8 +208,7 @@ impl Feed {
         watchers.iter().for_each(|watcher| watcher.session.transfer_progress(transfer.id, numbers));
     }
 
-    /// A download is over, if that is what had the number.
-    pub(crate) fn transfer_ended(&self, own: u64) {
+    fn transfer_ended(&self, own: u64) {
         let mut state = self.state.lock();
         let State { watchers, run: Some(run), .. } = &mut *state else { return };
         let Some((transfer, _)) = run.transfers.remove(&own) else { return };
