@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use castore::proto::{self, BlobChunk};
 use castore::{Directory, Node, NodeName};
-use common::TestServer;
+use common::{TestServer, services_of};
 use nix_compat::hash::NarHash;
 use nix_compat::path_info::PathInfo;
 use nix_compat::signature::SecretKey;
@@ -43,13 +43,8 @@ impl Fixture {
     fn new(trust: Trust) -> Fixture {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(Config::new(StoreDir::default(), dir.path().join("state"))).unwrap();
-        let services = Services {
-            blobs: store.engine().clone(),
-            directories: store.engine().clone(),
-            paths: store.clone(),
-            trusted_keys: vec![SecretKey::parse(SECRET_KEY).unwrap().public_key()],
-            trust_of: Arc::new(move |_| Some(trust)),
-        };
+        let trusted_keys = vec![SecretKey::parse(SECRET_KEY).unwrap().public_key()];
+        let services = Services { trusted_keys, ..services_of(&store, trust) };
         let server = TestServer::unix(services, dir.path().join("grpc.socket"));
         let client = PathInfoServiceClient::new(server.channel());
         Fixture { server, store, client, _dir: dir }
@@ -218,14 +213,7 @@ fn an_untrusted_peer_may_add_what_is_content_addressed() {
 fn tcp_peers_are_not_trusted() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(Config::new(StoreDir::default(), dir.path())).unwrap();
-    let services = Services {
-        blobs: store.engine().clone(),
-        directories: store.engine().clone(),
-        paths: store.clone(),
-        trusted_keys: Vec::new(),
-        trust_of: Arc::new(|_| Some(Trust::Trusted)),
-    };
-    let server = TestServer::tcp(services);
+    let server = TestServer::tcp(services_of(&store, Trust::Trusted));
     let mut client = PathInfoServiceClient::new(server.channel());
     let node = Node::Directory { digest: castore::Digest::EMPTY, size: 0 };
     let claim = message_for(&path("empty"), &node, [0; 32].into(), 96);

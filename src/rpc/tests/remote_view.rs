@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use castore::{BlobService, BlobStat, Digest, Error, Node, contract};
-use common::{TestServer, castore_only};
+use common::{TestServer, castore_only, services_of};
 use nix_compat::content_address::Method;
 use nix_compat::hash::Algorithm;
 use nix_compat::store_path::{StoreDir, StorePath};
 use parking_lot::Mutex;
+use rpc::Trust;
 use rpc::client::{RemoteBlobs, RemoteView};
-use rpc::{Services, Trust};
 use store::view::{StoreEvent, StoreView};
 use store::{AddOptions, Config, GcAction, GcOptions, GcScope, Store};
 
@@ -33,13 +33,7 @@ impl Fixture {
     fn new() -> Fixture {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(Config::new(StoreDir::default(), dir.path().join("state"))).unwrap();
-        let services = Services {
-            blobs: store.engine().clone(),
-            directories: store.engine().clone(),
-            paths: store.clone(),
-            trusted_keys: Vec::new(),
-            trust_of: Arc::new(|_| Some(Trust::Untrusted)),
-        };
+        let services = services_of(&store, Trust::Untrusted);
         let server = TestServer::unix(services, dir.path().join("grpc.socket"));
         let view = RemoteView::new(server.channel(), server.handle(), StoreDir::default()).unwrap();
         Fixture { store, view, server, _dir: dir }

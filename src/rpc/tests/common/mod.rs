@@ -9,7 +9,7 @@ use castore::{BlobService, DirectoryService, MemoryStore, Node};
 use nix_compat::store_path::StoreDir;
 use rpc::{Listen, Listeners, PathInfos, PathsError, Services, Trust};
 use store::nar_digest::NarFacts;
-use store::{Entry, NewPath};
+use store::{Entry, NewPath, Store};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::oneshot;
 use tonic::transport::Channel;
@@ -19,6 +19,17 @@ pub struct TestServer {
     pub uri: String,
     stop: Option<oneshot::Sender<()>>,
     serving: Option<tokio::task::JoinHandle<Result<(), rpc::ServeError>>>,
+}
+
+/// All services over one store, which trust every peer so much and no key.
+pub fn services_of(store: &Arc<Store>, trust: Trust) -> Services {
+    Services {
+        blobs: store.engine().clone(),
+        directories: store.engine().clone(),
+        paths: store.clone(),
+        trusted_keys: Vec::new(),
+        trust_of: Arc::new(move |_| Some(trust)),
+    }
 }
 
 impl TestServer {
