@@ -193,7 +193,7 @@ pub(crate) fn wait_until(limit: Duration, condition: impl Fn() -> bool) -> bool 
         if condition() {
             return true;
         }
-        thread::sleep(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(2));
     }
     condition()
 }

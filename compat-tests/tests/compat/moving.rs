@@ -9,10 +9,11 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use compat_tests::Who;
 use compat_tests::checks::expect_contains;
+use compat_tests::{Call, Who};
 use nix::mount::{MsFlags, mount};
 
+use crate::builds::wait_until;
 use crate::castored_setup;
 use house::House;
 
@@ -133,6 +134,20 @@ fn a_closure_is_exported_with_equal_files_linked() {
     assert!(Path::new(&format!("{dir}{path}/a")).exists());
 }
 
+/// Starts a command so many times and kills it, each time when `due` returns for the round, counted from one. How many of
+/// them had not ended by then.
+fn kill_again_and_again(rounds: u32, command: impl Fn() -> Call, due: impl Fn(u32)) -> u32 {
+    let mut kills = 0;
+    for round in 1..=rounds {
+        let mut child = command().spawn().unwrap();
+        due(round);
+        kills += u32::from(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    kills
+}
+
 #[test]
 fn killed_at_any_moment_it_continues() {
     let Some(s) = castored_setup("killed") else { return };
@@ -140,14 +155,8 @@ fn killed_at_any_moment_it_continues() {
     house.furnish();
     house.add_many(150);
     let before = house.inventory("local");
-    let mut kills = 0;
-    for round in 0..12 {
-        let mut child = house.adopt(&["--jobs", "2"]).spawn().unwrap();
-        thread::sleep(Duration::from_millis(15 * (round + 1)));
-        kills += i32::from(child.try_wait().unwrap().is_none());
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
+    let later = |round| thread::sleep(Duration::from_millis(15) * round);
+    let kills = kill_again_and_again(12, || house.adopt(&["--jobs", "2"]), later);
     println!("killed {kills} of 12 runs");
     assert!(kills > 2, "too few to mean anything");
     house.adopt(&["--finish"]).ok().unwrap();
@@ -194,16 +203,11 @@ fn an_export_that_was_killed_continues() {
     house.adopt(&["--finish"]).ok().unwrap();
     let out = s.room.tmp("out");
     let dir = out.to_str().unwrap();
-    let mut kills = 0;
-    for round in 0..8 {
-        let mut child = house.castored(&["export-store", "--optimise", dir]).spawn().unwrap();
-        thread::sleep(Duration::from_millis(20 * (round + 1)));
-        kills += i32::from(child.try_wait().unwrap().is_none());
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    println!("killed {kills} of 8 runs");
-    assert!(kills > 2, "too few to mean anything");
+    let command = || house.castored(&["export-store", "--optimise", dir]);
+    // By what is written, not by the clock: a run that came to its end would leave nothing to continue.
+    let written = || fs::read_dir(out.join("nix/store")).map_or(0, |entries| entries.count());
+    let further = |round| assert!(wait_until(Duration::from_secs(20), || written() >= 15 * round as usize));
+    assert_eq!(kill_again_and_again(6, command, further), 6);
     let other = house.castored(&["export-store", dir]).fails().unwrap();
     expect_contains(&other.all(), "the beginning of an export of other paths or options").unwrap();
     // As a crash of the machine may leave it: the name is there, and the contents are not.
