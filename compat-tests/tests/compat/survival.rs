@@ -28,6 +28,8 @@ const KILLS_VARIABLE: &str = "CASTORED_KILLS";
 const EVERY: Duration = Duration::from_millis(200);
 /// How long a successor may take.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// What was acknowledged so long ago is on disk: three times what is promised.
+const UNTIL_DURABLE: Duration = Duration::from_millis(300);
 /// What a server says that has taken over.
 const TAKEN_OVER: &str = "took the mount over";
 
@@ -263,6 +265,7 @@ fn servers_that_all_fail_are_given_up_and_the_mount_is_taken_away() {
     let mut daemon = s.start();
     let file = s.room.write("file", "in the store\n").unwrap();
     let path = s.nix(Who::User, "nix-store").arg("--add").arg(&file).ok().unwrap().text();
+    thread::sleep(UNTIL_DURABLE);
     let (index, aside) = (Path::new("/nix/var/nix/castored/index"), Path::new("/nix/var/nix/castored/aside"));
     fs::rename(index, aside).unwrap();
     daemon.kill_server().unwrap();
@@ -291,8 +294,7 @@ fn inode_numbers_and_roots_of_processes_survive() {
     let mut client = Client::new(daemon.connect().unwrap()).unwrap();
     let path = client.add("numbered", &tree).unwrap();
     drop(client);
-    // Until it is durable.
-    thread::sleep(Duration::from_millis(300));
+    thread::sleep(UNTIL_DURABLE);
     let file = format!("{path}/file");
     let open = fs::File::open(&file).unwrap();
     let before = open.metadata().unwrap().ino();
