@@ -1,9 +1,9 @@
 //! Garbage collections through castored beside those through stock's newest daemon: the same paths and roots in both, the
 //! same client in turn, medians of the rounds.
 //!
-//! Paths come in runs that refer to each other, as the closures of a system's updates do; every other thousand of them is dead. For
-//! stock the space is back when the command returns. For castored it comes back in the background, and is back when the
-//! state directory has stopped shrinking.
+//! Paths come in runs that refer to each other, as the closures of a system's updates do; of the older ones three of four are
+//! dead, of the newer ones one of four. For stock the space is back when the command returns. For castored it comes back in
+//! the background, and is back when the state directory has stopped shrinking.
 //!
 //! castored gets its paths in AddMultipleToStore. Stock's daemon is too slow for as many, with a transaction for each: their
 //! files are written into its store as it would write them, and `nix-store --load-db` makes them valid all at once.
@@ -39,6 +39,10 @@ const FILES: usize = 10;
 const RUN: usize = 100;
 /// Paths that are added before others have their turn.
 const TURN: usize = 1000;
+/// How many turns the dead and the living have one after the other: five times as the first says, five times as the second.
+const TURNS: [(usize, usize); 2] = [(3, 1), (1, 3)];
+/// Of what is in use before, at most so much may be in use when the space is back; of what is dead half is enough.
+const LEFT: f64 = 0.75;
 /// Paths among which the dead are looked for; [`DEAD`] of them live.
 const LOOKED_AT: usize = 100_000;
 /// Paths sent in one request.
@@ -221,10 +225,13 @@ fn live() -> Runs {
 /// Adds what stays, and what is deleted first: runs of the one and runs of the other in turn.
 fn add_first(side: &Side, client: &Arc<Release>) -> Result<()> {
     let (live, dead) = (live(), Runs::new("dead 0", FILES));
-    for from in (0..DEAD).step_by(TURN) {
-        live.add(side, client, from..from + TURN)?;
-        dead.add(side, client, from..from + TURN)?;
+    let (mut lived, mut died) = (0, 0);
+    for (dying, living) in TURNS.into_iter().flat_map(|turns| [turns; DEAD / (4 * TURN)]) {
+        dead.add(side, client, died..died + dying * TURN)?;
+        live.add(side, client, lived..lived + living * TURN)?;
+        (lived, died) = (lived + living * TURN, died + dying * TURN);
     }
+    assert_eq!((lived, died), (DEAD, DEAD));
     live.root(side)
 }
 
@@ -257,6 +264,9 @@ fn collect(side: &Side, client: &Arc<Release>, round: usize) -> Result<Vec<Figur
     let time = collect_all(side, client)?;
     let (after, back) = side.inside(move |_| settled(started))?;
     let back = back.max(time);
+    if after as f64 > LEFT * before as f64 {
+        return Err(wrong(format!("of {before} bytes in use {after} stayed in use")));
+    }
     Ok(vec![
         figure("--gc, 20,000 of 40,000 paths, 200,000 files", "s", time, Target::OfStock(0.1)),
         figure("  until the space is back", "s", back, Target::OfStock(3.0)),
