@@ -133,7 +133,7 @@ pub(crate) fn write_project(tree: &Path) -> Result<()> {
         fs::write(&file, text).doing("writing", &file)?;
     }
     let file = dir.join("main.c");
-    fs::write(&file, "double f0_0(const char *, int);\nint main(void) { return f0_0(\"x\", 1) > 100; }\n")
+    fs::write(&file, "double f0_0(const char *, int);\nint main(void) { return f0_0(\"x\", 1) != 120; }\n")
         .doing("writing", &file)
 }
 
