@@ -46,6 +46,11 @@ impl EntryCache {
         Ok(entry)
     }
 
+    /// The record, if it is here.
+    pub(crate) fn peek(&self, digest: &[u8; 20]) -> Option<Arc<Entry>> {
+        self.0.peek(digest)
+    }
+
     /// Forgets a record that has changed.
     pub(crate) fn forget(&self, digest: &[u8; 20]) {
         self.0.remove(digest);

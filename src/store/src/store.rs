@@ -335,6 +335,10 @@ impl Store {
     /// When the index cannot be read.
     pub fn is_valid(&self, path: &StorePath) -> Result<bool> {
         let digest = path.digest();
+        // Not kept when it is not here: of many paths that are asked for in this way nothing else is wanted.
+        if let Some(entry) = self.entries.peek(&digest) {
+            return Ok(entry.info.path == *path);
+        }
         match self.index().get(&self.tables.paths, &digest)? {
             None => Ok(false),
             Some(record) => Ok(record::base_name(&digest, &record)? == path.base_name()),
