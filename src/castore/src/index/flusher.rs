@@ -16,6 +16,9 @@ use super::{DataFiles, FLUSH_INTERVAL, IndexError, Inner, Table, database, stora
 /// After a failure nobody waited for, the time until the next try.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
+/// A flush that takes longer makes commits durable later than is promised.
+const SLOW: Duration = Duration::from_millis(75);
+
 /// How long the flusher waits for readers to be done before it opens the database again.
 const REOPEN_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -198,7 +201,9 @@ fn may_pass(error: &IndexError) -> bool {
 }
 
 fn write(inner: &Inner, data: &dyn DataFiles, rows: &mut Rows, generation: &Generation) -> Result<(), IndexError> {
+    let began = Instant::now();
     let fresh = data.make_durable().map_err(IndexError::Data)?;
+    let data_took = began.elapsed();
     rows.extend(fresh.into_iter().map(|row| ((row.table.0, row.key), row.value)));
     if generation.is_empty() && rows.is_empty() {
         return Ok(());
@@ -218,5 +223,9 @@ fn write(inner: &Inner, data: &dyn DataFiles, rows: &mut Rows, generation: &Gene
     batch.commit().map_err(database("committing a generation"))?;
     rows.clear();
     data.recorded();
+    let took = began.elapsed();
+    if took > SLOW {
+        tracing::debug!(?took, ?data_took, "writing to disk took long");
+    }
     Ok(())
 }
