@@ -335,7 +335,10 @@ impl Core {
         let mut before = None;
         loop {
             let Some(entry) = self.entry(key)? else { return Ok(None) };
-            self.prefetcher.note(entry.place);
+            // Who walks through directories has no use for the files that stand between them.
+            if key.kind != ObjectKind::Directory {
+                self.prefetcher.note(entry.place);
+            }
             match self.cache.get(&self.packs, entry.place) {
                 Ok(block) => {
                     let start = entry.start as usize;

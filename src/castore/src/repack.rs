@@ -20,7 +20,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use crate::collect::CollectError;
-use crate::objects::{Core, Entry, ObjectError, ObjectKey, ObjectStore};
+use crate::objects::{Core, Entry, ObjectError, ObjectKey, ObjectKind, ObjectStore};
 use crate::pack::{BlockBuilder, Form, Head, PackError, Place};
 
 /// Packs of which less than half is alive are rewritten after a collection.
@@ -176,8 +176,11 @@ impl Core {
                     tracing::warn!(pack, "too little space is free to rewrite a pack");
                     Ok(ControlFlow::Continue(()))
                 }
-                Ok(Some(form)) => Rewriting { core: self, form, block: BlockBuilder::default(), old: Vec::new() }
-                    .run(pack, &mut done, progress),
+                Ok(Some(form)) => {
+                    let rewriting =
+                        Rewriting { core: self, form, contents: Gathered::default(), directories: Gathered::default() };
+                    rewriting.run(pack, &mut done, progress)
+                }
                 Ok(None) => Ok(ControlFlow::Continue(())),
                 Err(error) => Err(error),
             };
@@ -270,10 +273,17 @@ impl Core {
     }
 }
 
-/// A pack on its way into another.
+/// A pack on its way into another. As in imports, directories have blocks of their own.
 struct Rewriting<'a> {
     core: &'a Core,
     form: Form,
+    contents: Gathered,
+    directories: Gathered,
+}
+
+/// What one block will hold.
+#[derive(Default)]
+struct Gathered {
     block: BlockBuilder,
     /// Where the index finds the objects in `block`.
     old: Vec<Entry>,
@@ -302,34 +312,38 @@ impl Rewriting<'_> {
                 return Ok(ControlFlow::Break(()));
             }
         }
-        self.land(done)?;
+        self.contents.land(self.core, self.form, done)?;
+        self.directories.land(self.core, self.form, done)?;
         Ok(ControlFlow::Continue(()))
     }
 
     fn push(&mut self, key: ObjectKey, old: Entry, contents: &[u8], done: &mut Repacked) -> Result<(), ObjectError> {
+        let gathered = if key.kind == ObjectKind::Directory { &mut self.directories } else { &mut self.contents };
         // A large object has a block to itself.
-        if contents.len() >= self.form.block() && !self.block.is_empty() {
-            self.land(done)?;
+        if contents.len() >= self.form.block() {
+            gathered.land(self.core, self.form, done)?;
         }
-        self.block.push(key, contents);
-        self.old.push(old);
-        if self.block.raw_length() >= self.form.block() || self.block.is_crowded() {
-            self.land(done)?;
+        gathered.block.push(key, contents);
+        gathered.old.push(old);
+        if gathered.block.raw_length() >= self.form.block() || gathered.block.is_crowded() {
+            gathered.land(self.core, self.form, done)?;
         }
         Ok(())
     }
+}
 
-    fn land(&mut self, done: &mut Repacked) -> Result<(), ObjectError> {
-        if self.block.is_empty() {
+impl Gathered {
+    /// Appends it as a block, unless it is empty.
+    fn land(&mut self, core: &Core, form: Form, done: &mut Repacked) -> Result<(), ObjectError> {
+        let Gathered { block, old } = std::mem::take(self);
+        if block.is_empty() {
             return Ok(());
         }
-        let encoded = self.block.encode(self.form)?;
+        let encoded = block.encode(form)?;
         let length = encoded.length() as u64;
-        let landing = self.core.packs.append(encoded)?;
+        let landing = core.packs.append(encoded)?;
         done.written_bytes += length;
-        done.moved_objects += self.core.relocate(&self.block, &self.old, self.form, landing)?;
-        self.block = BlockBuilder::default();
-        self.old.clear();
+        done.moved_objects += core.relocate(&block, &old, form, landing)?;
         Ok(())
     }
 }

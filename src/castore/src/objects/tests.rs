@@ -1,7 +1,9 @@
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{MAX_OBJECT, ObjectError, ObjectKey, ObjectKind, ObjectStore, Options};
 use crate::Digest;
+use crate::index::Batch;
 
 fn open(dir: &std::path::Path) -> Arc<ObjectStore> {
     ObjectStore::open(dir, Options::default()).unwrap()
@@ -56,6 +58,40 @@ fn what_was_put_is_there_before_and_after_reopening() {
     assert_eq!(stats.raw_bytes, total);
     // The text shrinks, the noise does not.
     assert!(stats.stored_bytes > 2_000_000 && stats.stored_bytes < 3_000_000, "{stats:?}");
+}
+
+/// How many blocks have to be read for these objects.
+fn blocks_of(store: &ObjectStore, keys: &[ObjectKey]) -> usize {
+    let place = |key| store.core.entry(key).unwrap().unwrap().place;
+    keys.iter().map(place).map(|place| (place.pack, place.offset)).collect::<BTreeSet<_>>().len()
+}
+
+fn directory(number: usize) -> (ObjectKey, Vec<u8>) {
+    let contents = noise(number as u64, 1000);
+    (ObjectKey { kind: ObjectKind::Directory, digest: Digest::of(&contents) }, contents)
+}
+
+#[test]
+fn directories_stand_together_and_what_is_small_is_one_block() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let mut writer = store.writer();
+    let mut directories = Vec::new();
+    for number in 0..200 {
+        let files = noise(1000 + number as u64, 50_000);
+        writer.put(chunk(&files), &files).unwrap();
+        let (key, contents) = directory(number);
+        writer.put(key, &contents).unwrap();
+        directories.push(key);
+    }
+    writer.flush().unwrap();
+    // 200 kB in blocks of 128 KiB, among 10 MB of files.
+    assert_eq!(blocks_of(&store, &directories), 2);
+    let (key, contents) = directory(1000);
+    writer.put(key, &contents).unwrap();
+    writer.put(chunk(b"small"), b"small").unwrap();
+    writer.flush_with(Batch::new()).unwrap();
+    assert_eq!(blocks_of(&store, &[key, chunk(b"small")]), 1);
 }
 
 #[test]

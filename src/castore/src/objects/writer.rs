@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::landing::Outstanding;
-use super::{MAX_OBJECT, ObjectError, ObjectKey, ObjectStore};
+use super::{MAX_OBJECT, ObjectError, ObjectKey, ObjectKind, ObjectStore};
 use crate::index::Batch;
 use crate::pack::{BlockBuilder, Form};
 
@@ -24,8 +24,10 @@ const MAX_RECENT: usize = 1 << 14;
 /// *every* object it relies on, not only the topmost, and keeps its writer until what names them is committed.
 pub struct ObjectWriter {
     store: Arc<ObjectStore>,
-    block: BlockBuilder,
-    /// What is in `block` or under way, so not in the index yet.
+    contents: BlockBuilder,
+    /// Directories have blocks of their own: who walks through a tree reads those and none of the files between them.
+    directories: BlockBuilder,
+    /// What is gathered or under way, so not in the index yet.
     recent: HashSet<ObjectKey>,
     outstanding: Arc<Outstanding>,
     /// The epoch this writer began in.
@@ -38,7 +40,8 @@ impl ObjectWriter {
         let epoch = store.core.epochs.enter();
         Self {
             store,
-            block: BlockBuilder::default(),
+            contents: BlockBuilder::default(),
+            directories: BlockBuilder::default(),
             recent: HashSet::new(),
             outstanding: Arc::default(),
             epoch,
@@ -58,15 +61,20 @@ impl ObjectWriter {
             return Ok(false);
         }
         // A large object does not drag a half-full block's neighbours into a huge one.
-        if contents.len() >= Form::Quick.block() && !self.block.is_empty() {
-            self.close_block()?;
+        if contents.len() >= Form::Quick.block() && !self.block_for(key.kind).is_empty() {
+            self.close_block(key.kind)?;
         }
         self.recent.insert(key);
-        self.block.push(key, contents);
-        if self.block.raw_length() >= Form::Quick.block() || self.block.is_crowded() {
-            self.close_block()?;
+        let block = self.block_for(key.kind);
+        block.push(key, contents);
+        if block.raw_length() >= Form::Quick.block() || block.is_crowded() {
+            self.close_block(key.kind)?;
         }
         Ok(true)
+    }
+
+    fn block_for(&mut self, kind: ObjectKind) -> &mut BlockBuilder {
+        if kind == ObjectKind::Directory { &mut self.directories } else { &mut self.contents }
     }
 
     /// Whether the object is there or was put by this writer; if so, no collection removes it while this writer lives.
@@ -79,10 +87,12 @@ impl ObjectWriter {
         if self.failed {
             return Err(ObjectError::Failed);
         }
-        let last = std::mem::take(&mut self.block);
         // Nothing else is left to do for this thread, so it compresses the last block itself. An import of one small
         // object thus costs no change of threads.
-        let landed = if last.is_empty() { Ok(()) } else { self.store.core.land(&last, Batch::new()) };
+        let landed = self.last_block().and_then(|last| match last.is_empty() {
+            true => Ok(()),
+            false => self.store.core.land(&last, Batch::new()),
+        });
         self.flushed(landed)
     }
 
@@ -92,13 +102,11 @@ impl ObjectWriter {
         if self.failed {
             return Err(ObjectError::Failed);
         }
-        let last = std::mem::take(&mut self.block);
-        let before = self.outstanding.wait();
-        let landed = match before {
-            Ok(()) if last.is_empty() => self.store.core.index.commit(batch).map_err(ObjectError::from),
-            Ok(()) => self.store.core.land(&last, batch),
-            Err(error) => Err(error),
-        };
+        let before = self.last_block().and_then(|last| self.outstanding.wait().map(|()| last));
+        let landed = before.and_then(|last| match last.is_empty() {
+            true => self.store.core.index.commit(batch).map_err(ObjectError::from),
+            false => self.store.core.land(&last, batch),
+        });
         self.flushed(landed)
     }
 
@@ -114,12 +122,27 @@ impl ObjectWriter {
         Ok(self.store.core.packs.check_room()?)
     }
 
-    fn close_block(&mut self) -> Result<(), ObjectError> {
-        let block = std::mem::take(&mut self.block);
+    /// What is gathered and has no block yet. Directories stand with the contents where all of it is one block, as in most
+    /// paths.
+    fn last_block(&mut self) -> Result<BlockBuilder, ObjectError> {
+        let mut last = std::mem::take(&mut self.contents);
+        if let Err(directories) = last.absorb(std::mem::take(&mut self.directories), Form::Quick) {
+            self.land(directories)?;
+        }
+        Ok(last)
+    }
+
+    fn close_block(&mut self, kind: ObjectKind) -> Result<(), ObjectError> {
+        let block = std::mem::take(self.block_for(kind));
         if self.recent.len() >= MAX_RECENT || self.outstanding.is_idle() {
             self.recent.clear();
-            self.recent.extend(block.objects().map(|(key, ..)| key));
+            let gathered = [&block, &self.contents, &self.directories];
+            self.recent.extend(gathered.into_iter().flat_map(|block| block.objects().map(|(key, ..)| key)));
         }
+        self.land(block)
+    }
+
+    fn land(&mut self, block: BlockBuilder) -> Result<(), ObjectError> {
         let result = self.store.workers.land(block, &self.outstanding, MAX_OUTSTANDING);
         self.failed = result.is_err();
         result

@@ -80,6 +80,17 @@ impl BlockBuilder {
         self.objects.len() >= MAX_OBJECTS
     }
 
+    /// Takes what `other` has gathered behind its own, if that is no more than a block of this form holds; else gives it
+    /// back.
+    pub(crate) fn absorb(&mut self, other: BlockBuilder, form: Form) -> Result<(), BlockBuilder> {
+        if self.raw.len() + other.raw.len() > form.block() || self.objects.len() + other.objects.len() > MAX_OBJECTS {
+            return Err(other);
+        }
+        self.raw.extend_from_slice(&other.raw);
+        self.objects.extend_from_slice(&other.objects);
+        Ok(())
+    }
+
     /// The objects with their offset in the raw payload and their length.
     pub(crate) fn objects(&self) -> impl Iterator<Item = (ObjectKey, u32, u32)> {
         let mut offset = 0;
