@@ -51,8 +51,8 @@ struct State {
     durable: u64,
     /// Somebody waits for this flush.
     wanted: u64,
-    /// There are commits since the last flush started.
-    dirty: bool,
+    /// When the first of the commits came that no flush has; a flush that fails leaves its own to the next.
+    dirty: Option<Instant>,
     stop: bool,
     /// Why the last flush failed.
     error: Option<Arc<IndexError>>,
@@ -74,7 +74,7 @@ impl Flushing {
 
     /// The overlay is no longer empty.
     pub(super) fn something_to_do(&self) {
-        self.state.lock().dirty = true;
+        self.state.lock().dirty.get_or_insert_with(Instant::now);
         self.work.notify_one();
     }
 
@@ -102,22 +102,25 @@ impl Flushing {
     /// Waits for something to do; false when it is time to end.
     fn next(&self) -> bool {
         let mut state = self.state.lock();
-        while !(state.stop || state.dirty || state.wanted > state.started) {
+        while !(state.stop || state.dirty.is_some() || state.wanted > state.started) {
             self.work.wait(&mut state);
         }
-        // Let commits gather, unless somebody waits.
-        let pause = if state.error.is_some() { RETRY_INTERVAL } else { FLUSH_INTERVAL };
-        let deadline = Instant::now() + pause;
+        // Let commits gather, unless somebody waits, or they have while the last flush ran.
+        let now = Instant::now();
+        let deadline = match state.error {
+            Some(_) => now + RETRY_INTERVAL,
+            None => state.dirty.unwrap_or(now) + FLUSH_INTERVAL,
+        };
         while !state.stop && state.wanted <= state.started {
             if self.work.wait_until(&mut state, deadline).timed_out() {
                 break;
             }
         }
-        if state.stop && !state.dirty && state.wanted <= state.started {
+        if state.stop && state.dirty.is_none() && state.wanted <= state.started {
             return false;
         }
         state.started += 1;
-        state.dirty = false;
+        state.dirty = None;
         true
     }
 
@@ -134,7 +137,7 @@ impl Flushing {
                 tracing::error!(error = &error as &dyn std::error::Error, "writing the index to disk failed");
                 state.broken = !may_pass(&error);
                 state.error = Some(Arc::new(error));
-                state.dirty = true;
+                state.dirty.get_or_insert_with(Instant::now);
             }
         }
         self.failing.store(state.error.is_some(), Ordering::Release);
