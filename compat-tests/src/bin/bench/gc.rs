@@ -35,14 +35,17 @@ const ROUNDS_VARIABLE: &str = "CASTORED_BENCH_ROUNDS";
 const DEAD: usize = 20_000;
 /// Files of each.
 const FILES: usize = 10;
+/// Hashes in a file, which do not pack: 40,000 paths are some packs of castored's, not a part of one.
+const NOISE: usize = 48;
 /// Paths of a run.
 const RUN: usize = 100;
 /// Paths that are added before others have their turn.
 const TURN: usize = 1000;
 /// How many turns the dead and the living have one after the other: five times as the first says, five times as the second.
 const TURNS: [(usize, usize); 2] = [(3, 1), (1, 3)];
-/// Of what is in use before, at most so much may be in use when the space is back; of what is dead half is enough.
-const LEFT: f64 = 0.75;
+/// Of what is in use before, at most so much may be in use when the space is back: half of it is dead, but only packs that
+/// are mostly dead are given back at once.
+const LEFT: f64 = 0.9;
 /// Paths among which the dead are looked for; [`DEAD`] of them live.
 const LOOKED_AT: usize = 100_000;
 /// Paths sent in one request.
@@ -51,8 +54,8 @@ const BATCH: usize = 2_000;
 const LOADED: usize = 20_000;
 /// A command may take this long.
 const LIMIT: Duration = Duration::from_secs(600);
-/// The space is back when nothing has come back for so long.
-const SETTLED: Duration = Duration::from_secs(4);
+/// The space is back when nothing has come back for so long. A sweep looks at every object before it gives anything back.
+const SETTLED: Duration = Duration::from_secs(20);
 /// Between two requests of a client that watches how long they take.
 const PAUSE: Duration = Duration::from_millis(2);
 /// Mebibyte.
@@ -140,8 +143,8 @@ impl Runs {
         // Some text that packs as texts do, and some that does not.
         let file = |f: usize| {
             let line = format!("file {f} of path {n} of {}, and a line that is in each of them\n", self.tag);
-            let noise = nar::hex(&nar::sha256(line.as_bytes()));
-            format!("{}{noise}", line.repeat(12)).into_bytes()
+            let noise = (0..NOISE).map(|n| nar::hex(&nar::sha256(format!("{n} {line}").as_bytes())));
+            format!("{}{}", line.repeat(12), noise.collect::<String>()).into_bytes()
         };
         (0..self.files).map(|f| (format!("file-{f}"), file(f))).collect()
     }
