@@ -188,12 +188,17 @@ fn is_sleeping(marker: &str) -> bool {
 
 /// Polls until it is so or the time is over.
 pub(crate) fn wait_until(limit: Duration, condition: impl Fn() -> bool) -> bool {
+    poll(limit, Duration::from_millis(20), condition)
+}
+
+/// As [`wait_until`], with so long a pause between two looks.
+pub(crate) fn poll(limit: Duration, pause: Duration, condition: impl Fn() -> bool) -> bool {
     let start = Instant::now();
     while start.elapsed() < limit {
         if condition() {
             return true;
         }
-        thread::sleep(Duration::from_millis(2));
+        thread::sleep(pause);
     }
     condition()
 }

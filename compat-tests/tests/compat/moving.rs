@@ -13,7 +13,7 @@ use compat_tests::checks::expect_contains;
 use compat_tests::{Call, Who};
 use nix::mount::{MsFlags, mount};
 
-use crate::builds::wait_until;
+use crate::builds::poll;
 use crate::castored_setup;
 use house::House;
 
@@ -206,7 +206,8 @@ fn an_export_that_was_killed_continues() {
     let command = || house.castored(&["export-store", "--optimise", dir]);
     // By what is written, not by the clock: a run that came to its end would leave nothing to continue.
     let written = || fs::read_dir(out.join("nix/store")).map_or(0, |entries| entries.count());
-    let further = |round| assert!(wait_until(Duration::from_secs(20), || written() >= 15 * round as usize));
+    let (limit, pause) = (Duration::from_secs(20), Duration::from_millis(2));
+    let further = |round| assert!(poll(limit, pause, || written() >= 15 * round as usize));
     assert_eq!(kill_again_and_again(6, command, further), 6);
     let other = house.castored(&["export-store", dir]).fails().unwrap();
     expect_contains(&other.all(), "the beginning of an export of other paths or options").unwrap();
