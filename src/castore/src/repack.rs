@@ -246,7 +246,7 @@ impl Core {
             for &(key, start, length) in &head.objects {
                 block.push(key, &contents[start as usize..(start + length) as usize]);
             }
-            if block.raw_length() >= Form::Dense.block() || block.is_crowded() {
+            if block.is_full(Form::Dense) {
                 dense += std::mem::take(&mut block).encode(Form::Dense)?.length() as u64;
                 next = place.offset + step;
             }
@@ -325,7 +325,7 @@ impl Rewriting<'_> {
         }
         gathered.block.push(key, contents);
         gathered.old.push(old);
-        if gathered.block.raw_length() >= self.form.block() || gathered.block.is_crowded() {
+        if gathered.block.is_full(self.form) {
             gathered.land(self.core, self.form, done)?;
         }
         Ok(())

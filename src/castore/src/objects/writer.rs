@@ -67,7 +67,7 @@ impl ObjectWriter {
         self.recent.insert(key);
         let block = self.block_for(key.kind);
         block.push(key, contents);
-        if block.raw_length() >= Form::Quick.block() || block.is_crowded() {
+        if block.is_full(Form::Quick) {
             self.close_block(key.kind)?;
         }
         Ok(true)

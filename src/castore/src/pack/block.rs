@@ -75,9 +75,9 @@ impl BlockBuilder {
         self.objects.is_empty()
     }
 
-    /// Whether the table has no room for another object.
-    pub(crate) fn is_crowded(&self) -> bool {
-        self.objects.len() >= MAX_OBJECTS
+    /// Whether it has gathered what a block of this form holds, or its table has no room for another object.
+    pub(crate) fn is_full(&self, form: Form) -> bool {
+        self.raw.len() >= form.block() || self.objects.len() >= MAX_OBJECTS
     }
 
     /// Takes what `other` has gathered behind its own, if that is no more than a block of this form holds; else gives it
