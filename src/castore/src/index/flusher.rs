@@ -60,6 +60,16 @@ struct State {
     broken: bool,
 }
 
+impl State {
+    /// Until when commits may gather.
+    fn deadline(&self, now: Instant) -> Instant {
+        match self.error {
+            Some(_) => now + RETRY_INTERVAL,
+            None => self.dirty.unwrap_or(now) + FLUSH_INTERVAL,
+        }
+    }
+}
+
 impl Flushing {
     /// The error of the last flush.
     pub(super) fn check(&self) -> Result<(), IndexError> {
@@ -106,11 +116,7 @@ impl Flushing {
             self.work.wait(&mut state);
         }
         // Let commits gather, unless somebody waits, or they have while the last flush ran.
-        let now = Instant::now();
-        let deadline = match state.error {
-            Some(_) => now + RETRY_INTERVAL,
-            None => state.dirty.unwrap_or(now) + FLUSH_INTERVAL,
-        };
+        let deadline = state.deadline(Instant::now());
         while !state.stop && state.wanted <= state.started {
             if self.work.wait_until(&mut state, deadline).timed_out() {
                 break;
@@ -231,4 +237,20 @@ fn write(inner: &Inner, data: &dyn DataFiles, rows: &mut Rows, generation: &Gene
         tracing::debug!(?took, ?data_took, "writing to disk took long");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commits_gather_once() {
+        let now = Instant::now();
+        let ago = |time| State { dirty: now.checked_sub(time), ..State::default() };
+        assert_eq!(State::default().deadline(now), now + FLUSH_INTERVAL);
+        assert_eq!(ago(Duration::from_millis(5)).deadline(now), now + FLUSH_INTERVAL - Duration::from_millis(5));
+        assert!(ago(2 * FLUSH_INTERVAL).deadline(now) < now, "they waited for a flush already");
+        let failed = State { error: Some(Arc::new(IndexError::Closed)), ..ago(2 * RETRY_INTERVAL) };
+        assert_eq!(failed.deadline(now), now + RETRY_INTERVAL);
+    }
 }
