@@ -17,6 +17,7 @@ mod flusher;
 mod journal;
 mod overlay;
 mod storage;
+mod tables;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -68,6 +69,12 @@ pub enum IndexError {
         path: PathBuf,
         /// Where the batch begins that cannot be read.
         offset: u64,
+    },
+    /// A file of the database says of itself what cannot be.
+    #[error("the index's file {path} is damaged; `castored fsck --rebuild-index` makes a new index from the packs")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
     },
     /// The disk was full, and the database could not be opened again yet.
     #[error("the index is closed until there is space on the disk")]

@@ -18,7 +18,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::IndexError;
+use super::storage::TABLES;
+use super::{IndexError, tables};
 use batch::{Batches, MAX_BATCH, START, is_batch};
 use shorten::Shortened;
 
@@ -37,6 +38,8 @@ pub(super) fn prepare(dir: &Path) -> Result<(), IndexError> {
     let journals = journals(dir).map_err(failed("looking for the journal"))?;
     let Some(newest) = journals.last() else { return Ok(()) };
     let _lock = lock(dir)?;
+    // Before anybody opens a table, and under the lock: who has the database open changes them.
+    tables::check(&dir.join(TABLES))?;
     let mut shortened = Shortened::begin(dir, &journals);
     let mut torn = None;
     for path in &journals {
