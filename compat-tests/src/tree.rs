@@ -72,7 +72,11 @@ pub fn of_usr(to: &Path, bytes: u64, entries: u64) -> Result<(u64, u64)> {
     Ok(counted)
 }
 
-fn count(dir: &Path) -> Result<u64> {
+/// The files and directories below a directory.
+///
+/// # Errors
+/// When one cannot be read.
+pub fn count(dir: &Path) -> Result<u64> {
     let mut sum = 0;
     for entry in fs::read_dir(dir).doing("listing", dir)? {
         let entry = entry.doing("listing", dir)?;

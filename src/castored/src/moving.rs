@@ -41,7 +41,7 @@ pub(crate) struct AdoptArgs {
     /// Where the stock store's build logs are, when not in castored's log directory.
     #[arg(long, value_name = "DIR")]
     from_log: Option<PathBuf>,
-    /// Paths that are read at a time (as many as there are processors).
+    /// Paths that are read at a time (two for each processor).
     #[arg(long, value_name = "N")]
     jobs: Option<NonZeroUsize>,
     /// The last run: takes what is new, reads everything back from castored's store, and makes castored the successor.

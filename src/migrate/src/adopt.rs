@@ -40,6 +40,8 @@ use plan::{Plan, Queue};
 
 /// NARs up to this many bytes are read into memory, which is quicker than a thread for each.
 const SMALL: u64 = 256 * 1024;
+/// Paths that are read at a time for each processor: one of them waits for the disk while another is hashed.
+const PER_PROCESSOR: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
 /// Progress is told in steps of so many bytes.
 const STEP: u64 = 256 * 1024;
 
@@ -54,8 +56,8 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        Self { threads, in_place: false }
+        let processors = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        Self { threads: processors.saturating_mul(PER_PROCESSOR), in_place: false }
     }
 }
 

@@ -16,8 +16,11 @@ use compat_tests::{Call, Error, Result, Room, Subject, Who, tree};
 const ROUNDS: usize = 3;
 /// Another number of rounds.
 const ROUNDS_VARIABLE: &str = "CASTORED_BENCH_ROUNDS";
-/// Bytes of file contents in the store at least.
+/// What the store is made of has at least so many bytes of file contents, and so many files and directories.
 const BYTES: u64 = 1_000_000_000;
+const ENTRIES: u64 = 55_000;
+/// A directory with more entries than this becomes several paths.
+const LARGE: u64 = 2500;
 /// castored may take this many times what copying takes.
 const PROMISED: f64 = 1.0;
 /// The store is given to stock in commands of so many paths.
@@ -55,28 +58,37 @@ pub(crate) fn bench(machine: &Machine) -> Result<bool> {
     Ok(kept)
 }
 
-/// Makes a stock store of the machine's own files: one path for each entry of a large tree. Answers how many files.
-fn furnish(machine: &Machine, room: &Room) -> Result<usize> {
-    let plain = tree::from_usr(&room.tmp("usr"), BYTES)?;
-    let mut paths: Vec<PathBuf> = Vec::new();
-    for top in fs::read_dir(&plain).doing("listing", &plain)?.flatten() {
-        for entry in fs::read_dir(top.path()).doing("listing", top.path())?.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with('.') || !name.chars().all(|c| c.is_ascii_alphanumeric() || "+-._?=".contains(c)) {
-                continue;
-            }
-            paths.push(entry.path());
-        }
-    }
+/// Makes a stock store of the machine's own files, one path for each directory that is not too large. Answers how many
+/// files.
+fn furnish(machine: &Machine, room: &Room) -> Result<u64> {
+    let plain = room.tmp("plain");
+    tree::of_usr(&plain, BYTES, ENTRIES)?;
+    let mut paths = Vec::new();
+    split(&plain.join("usr"), &mut paths)?;
     paths.sort();
     for some in paths.chunks(PATHS_AT_ONCE) {
         let add = Call::nix(room, Who::Root, machine.newest(), "nix-store").env("NIX_REMOTE", "local");
         let add = add.args(["--option", "build-users-group", "", "--add"]).args(some).lines(0).quiet();
         add.limit(Duration::from_secs(600)).ok()?;
     }
-    remove(Path::new(&plain))?;
+    remove(&plain)?;
     let count = Call::new(room, Who::Root, "/bin/sh").args(["-euc", "find /nix/store -type f | wc -l"]).quiet().ok()?;
     count.text().parse().map_err(|_| Error::Wrong(format!("`{}` is no number of files", count.text())))
+}
+
+/// What of a directory becomes a path: each entry, of large directories each of theirs. Names that no path can have are
+/// left out.
+fn split(dir: &Path, paths: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(dir).doing("listing", dir)?.flatten() {
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        let is_dir = entry.file_type().doing("looking at", &path)?.is_dir();
+        if is_dir && tree::count(&path)? > LARGE {
+            split(&path, paths)?;
+        } else if !name.starts_with('.') && name.chars().all(|c| c.is_ascii_alphanumeric() || "+-._?=".contains(c)) {
+            paths.push(path);
+        }
+    }
+    Ok(())
 }
 
 /// Runs a command with cold caches, into an empty directory, which is removed afterwards. Answers how long it took and
