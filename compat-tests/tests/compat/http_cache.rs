@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -75,9 +75,14 @@ fn in_store(own: &Path, path: &str) -> PathBuf {
 fn all_releases_take_what_is_signed() {
     let Some(s) = castored_setup("http-signed") else { return };
     let cache = Cache::start(&s, true);
+    // Newer clients take NARs in zstd, made while they are sent.
+    let numbers: Vec<u8> = (0..2_000_000u32).flat_map(|number| (number / 3).to_le_bytes()).collect();
+    let large =
+        s.nix(Who::User, "nix-store").arg("--add").arg(s.room.write("large", &numbers).unwrap()).ok().unwrap().text();
     for release in &s.machine.releases {
         let (copy, own) = cache.copy(&s, release);
-        copy.ok().unwrap();
+        copy.arg(&large).ok().unwrap();
+        assert!(fs::read(in_store(&own, &large)).unwrap() == numbers, "by {}", release.version);
         assert_eq!(fs::read_to_string(in_store(&own, &cache.inner)).unwrap(), "inner\n");
         let contents = fs::read_to_string(in_store(&own, &cache.outer)).unwrap();
         assert_eq!(contents, format!("run\n{}\n", cache.inner));
@@ -139,7 +144,7 @@ fn all_releases_look_into_it() {
 /// A file of a cache over HTTP, by a client that is not stock's.
 fn get(url: &str) -> Vec<u8> {
     let (host, path) = url.trim_start_matches("http://").split_once('/').unwrap();
-    let mut stream = std::net::TcpStream::connect(host).unwrap();
+    let mut stream = TcpStream::connect(host).unwrap();
     write!(stream, "GET /{path} HTTP/1.0\r\n\r\n").unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
@@ -194,10 +199,7 @@ fn a_store_without_a_daemon_is_served_and_one_with_is_not_served_twice() {
     expect_contains(&serve().fails().unwrap().all(), "http-listen").unwrap();
     cache.daemon.stop().unwrap();
     let mut serving = serve().spawn().unwrap();
-    assert!(
-        wait_until(Duration::from_secs(20), || std::net::TcpStream::connect(&address).is_ok()),
-        "it does not answer"
-    );
+    assert!(wait_until(Duration::from_secs(20), || TcpStream::connect(&address).is_ok()), "it does not answer");
     let cache_url = format!("http://{address}");
     let own = s.room.tmp("own");
     let copy = s.nix(Who::Root, "nix").args(["copy", "--from", &cache_url, "--to"]).arg(&own).arg(&cache.outer);
@@ -238,4 +240,34 @@ fn realisations_of_content_addressed_outputs() {
         assert_eq!(fs::read_to_string(in_store(&own, &built)).unwrap(), "floating\n");
     }
     cache.daemon.stop().unwrap();
+}
+
+#[test]
+fn castored_substitutes_from_castored() {
+    let Some(s) = castored_setup("http-own") else { return };
+    let cache = Cache::start(&s, true);
+    cache.daemon.stop().unwrap();
+    // The same store directory over another state.
+    fs::rename("/nix/var/nix", "/nix/var/first").unwrap();
+    let address = free_address().to_string();
+    let program = s.subject.copy_into(&s.room).unwrap();
+    let serve = Call::new(&s.room, Who::Root, &program).args(["serve", "--listen", &address]);
+    let serve = serve.env("NIX_STATE_DIR", "/nix/var/first");
+    let config = format!("secret-key-files = {}", s.room.tmp("secret").display());
+    let mut serving = serve.env("NIX_CONFIG", &config).spawn().unwrap();
+    assert!(wait_until(Duration::from_secs(20), || TcpStream::connect(&address).is_ok()), "it does not answer");
+    let daemon = s.start();
+    assert!(!Path::new(&cache.outer).exists());
+    let url = format!("http://{address}");
+    let realise =
+        || s.nix(Who::Root, "nix-store").args(["-r", &cache.outer, "--option", "substituters", &url, "--option"]);
+    // A key of the same name that is another's.
+    let other = "test-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+    realise().args(["trusted-public-keys", other]).fails().unwrap();
+    assert!(!Path::new(&cache.outer).exists());
+    realise().args(["trusted-public-keys", &cache.key]).ok().unwrap();
+    assert_eq!(fs::read_to_string(&cache.inner).unwrap(), "inner\n");
+    daemon.stop().unwrap();
+    kill(Pid::from_raw(i32::try_from(serving.id()).unwrap()), Signal::SIGTERM).unwrap();
+    assert!(serving.wait().unwrap().success());
 }
