@@ -10,6 +10,7 @@ use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use nix_compat::hash::{NarHash, sha256};
 use nix_compat::nixbase32;
+use nix_compat::store_path::StorePath;
 use store::Entry;
 use store::view::StoreView as _;
 use tokio::sync::Semaphore;
@@ -24,6 +25,7 @@ use crate::target::{PathDigest, Target};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
+const JSON: &str = "application/json";
 /// No page needs anything but itself.
 const PAGE_POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
@@ -75,17 +77,23 @@ impl Answering {
         let uri = request.uri();
         let Some(target) = Target::parse(uri.path(), uri.query()) else { return missing() };
         let answered = match target {
+            Target::CacheInfo => Ok(text(request, "text/x-nix-cache-info", Some(self.served.cache_info()))),
+            Target::NarInfo(path) => self
+                .look(move |served| Ok(served.narinfo(&path)?))
+                .await
+                .map(|found| text(request, "text/x-nix-narinfo", found)),
+            Target::Realisation(id) => {
+                self.look(move |served| Ok(served.realisation(&id)?)).await.map(|found| text(request, JSON, found))
+            }
+            Target::Home => Ok(html(request, Some(page::home(&self.served, &host(request))))),
+            Target::Page(path) => {
+                let host = host(request);
+                self.look(move |served| Ok(page::of(served, &path, &host)?)).await.map(|found| html(request, found))
+            }
+            Target::Find(typed) => self.look(move |served| Ok(page::find(served, &typed)?)).await.map(found),
             Target::Nar { path, nar_hash, zstd } => self.nar(request, path, nar_hash, zstd).await,
             Target::Listing(path) => self.listing(request, path).await,
-            Target::Log(drv) => match self.look(move |served| Ok(served.log(&drv)?.map(|log| (drv, log)))).await {
-                Ok(Some((drv, mut log))) => {
-                    let copy = move |out: &mut Pieces| Ok(io::copy(&mut log, out).map(drop)?);
-                    self.made(request, response(StatusCode::OK, TEXT), format!("the log of {drv}"), copy).await
-                }
-                Ok(None) => Ok(missing()),
-                Err(error) => Err(error),
-            },
-            small => self.small(request, small).await,
+            Target::Log(drv) => self.log(request, drv).await,
         };
         answered.unwrap_or_else(|error| {
             tracing::error!(%error, path = uri.path(), "cannot answer over http");
@@ -93,44 +101,11 @@ impl Answering {
         })
     }
 
-    /// What is held in memory as a whole.
-    async fn small(&self, request: &Request<Incoming>, target: Target) -> Result<Response<Body>, Failure> {
-        let host =
-            request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
-        let (kind, found) = match target {
-            Target::CacheInfo => ("text/x-nix-cache-info", Some(self.served.cache_info())),
-            Target::NarInfo(path) => ("text/x-nix-narinfo", self.look(move |served| Ok(served.narinfo(&path)?)).await?),
-            Target::Realisation(id) => {
-                ("application/json", self.look(move |served| Ok(served.realisation(&id)?)).await?)
-            }
-            Target::Home => (HTML, Some(page::home(&self.served, &host))),
-            Target::Page(path) => (HTML, self.look(move |served| Ok(page::of(served, &path, &host)?)).await?),
-            Target::Find(text) => {
-                return Ok(match self.look(move |served| Ok(page::find(served, &text)?)).await? {
-                    Found::At(path) => {
-                        let mut response = plain(StatusCode::SEE_OTHER, "it is here");
-                        put(&mut response, header::LOCATION, &page::href(&path));
-                        response
-                    }
-                    Found::Nowhere => missing(),
-                });
-            }
-            // Made while they are sent.
-            Target::Nar { .. } | Target::Listing(_) | Target::Log(_) => return Ok(missing()),
-        };
-        let Some(text) = found else { return Ok(missing()) };
-        let etag = format!("\"{}\"", nixbase32::encode(&sha256(text.as_bytes())));
-        if conditions::is_known(request.headers(), &etag) {
-            return Ok(unchanged(&etag));
-        }
-        let mut response = whole(StatusCode::OK, kind, text, request.method() == Method::HEAD);
-        put(&mut response, header::ETAG, &etag);
-        if kind == HTML {
-            put(&mut response, header::CONTENT_SECURITY_POLICY, PAGE_POLICY);
-            put(&mut response, header::REFERRER_POLICY, "no-referrer");
-            put(&mut response, header::VARY, "host");
-        }
-        Ok(response)
+    async fn log(&self, request: &Request<Incoming>, drv: StorePath) -> Result<Response<Body>, Failure> {
+        let what = format!("the log of {drv}");
+        let Some(mut log) = self.look(move |served| Ok(served.log(&drv)?)).await? else { return Ok(missing()) };
+        let copy = move |out: &mut Pieces| Ok(io::copy(&mut log, out).map(drop)?);
+        self.made(request, response(StatusCode::OK, TEXT), what, copy).await
     }
 
     async fn nar(
@@ -191,7 +166,7 @@ impl Answering {
         if conditions::is_known(request.headers(), &etag) {
             return Ok(unchanged(&etag));
         }
-        let mut head = response(StatusCode::OK, "application/json");
+        let mut head = response(StatusCode::OK, JSON);
         put(&mut head, header::ETAG, &etag);
         let served = self.served.clone();
         let what = format!("the listing of {}", entry.info.path);
@@ -255,14 +230,43 @@ fn response(status: StatusCode, kind: &'static str) -> Response<Body> {
     response
 }
 
-/// A body of known length, which is left out for `HEAD`.
-fn whole(status: StatusCode, kind: &'static str, text: String, head: bool) -> Response<Body> {
-    let mut response = response(status, kind);
-    put(&mut response, header::CONTENT_LENGTH, &text.len().to_string());
-    if !head {
-        *response.body_mut() = Body::Whole(text.into());
+/// A text that is held in memory, with what tells it from others.
+fn text(request: &Request<Incoming>, kind: &'static str, found: Option<String>) -> Response<Body> {
+    let Some(text) = found else { return missing() };
+    let etag = format!("\"{}\"", nixbase32::encode(&sha256(text.as_bytes())));
+    if conditions::is_known(request.headers(), &etag) {
+        return unchanged(&etag);
     }
+    let mut response = response(StatusCode::OK, kind);
+    put(&mut response, header::ETAG, &etag);
+    // Of HEAD the server leaves out the body, but not its length.
+    *response.body_mut() = Body::Whole(text.into());
     response
+}
+
+fn html(request: &Request<Incoming>, found: Option<String>) -> Response<Body> {
+    let mut response = text(request, HTML, found);
+    put(&mut response, header::CONTENT_SECURITY_POLICY, PAGE_POLICY);
+    put(&mut response, header::REFERRER_POLICY, "no-referrer");
+    put(&mut response, header::VARY, "host");
+    response
+}
+
+/// Sends who has typed something to its page.
+fn found(found: Found) -> Response<Body> {
+    match found {
+        Found::At(path) => {
+            let mut response = plain(StatusCode::SEE_OTHER, "it is here");
+            put(&mut response, header::LOCATION, &page::href(&path));
+            response
+        }
+        Found::Nowhere => missing(),
+    }
+}
+
+/// As what the client has reached this machine.
+fn host(request: &Request<Incoming>) -> String {
+    request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned()
 }
 
 fn plain(status: StatusCode, text: &str) -> Response<Body> {
