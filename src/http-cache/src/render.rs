@@ -18,8 +18,9 @@ use crate::limits::{PIECE_BYTES, WAITING_PIECES};
 pub(crate) enum Body {
     /// Of known bytes.
     Whole(Bytes),
-    /// Made by a thread; an item that is an error ends the connection before the body's end, which is how a client knows.
-    Made(mpsc::Receiver<io::Result<Bytes>>),
+    /// Made by a thread: the first piece, and those to come. One that is an error ends the connection before the body's
+    /// end, which is how a client knows.
+    Made(Bytes, mpsc::Receiver<io::Result<Bytes>>),
 }
 
 impl HttpBody for Body {
@@ -30,7 +31,8 @@ impl HttpBody for Body {
         match &mut *self {
             Body::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
             Body::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Body::Made(pieces) => pieces.poll_recv(context).map(|piece| Some(piece?.map(Frame::data))),
+            Body::Made(first, _) if !first.is_empty() => Poll::Ready(Some(Ok(Frame::data(std::mem::take(first))))),
+            Body::Made(_, pieces) => pieces.poll_recv(context).map(|piece| Some(piece?.map(Frame::data))),
         }
     }
 
@@ -41,7 +43,7 @@ impl HttpBody for Body {
     fn size_hint(&self) -> SizeHint {
         match self {
             Body::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Body::Made(_) => SizeHint::default(),
+            Body::Made(..) => SizeHint::default(),
         }
     }
 }
@@ -56,28 +58,33 @@ impl Renderers {
         Self { places: Arc::new(Semaphore::new(places)) }
     }
 
-    /// Has `work` write a body, once there is a place for it. Its failure cuts the body off; `what` names it in the log.
+    /// Has `work` write a body, once there is a place for it, and waits for the first piece. A later failure cuts the body
+    /// off; `what` names it in the log.
     ///
     /// # Errors
-    /// When no thread can be started.
+    /// When no thread can be started, or what `work` fails with before the first piece.
     pub(crate) async fn start(
         &self,
         what: String,
         work: impl FnOnce(&mut Pieces) -> Result<(), RenderError> + Send + 'static,
     ) -> io::Result<Body> {
         let place = self.places.clone().acquire_owned().await.map_err(io::Error::other)?;
-        let (send, receive) = mpsc::channel(WAITING_PIECES);
+        let (send, mut receive) = mpsc::channel(WAITING_PIECES);
         let thread = move || {
-            let mut out = Pieces { piece: Vec::new(), send, _place: place };
+            let mut out = Pieces { piece: Vec::new(), begun: false, send, _place: place };
             let done = work(&mut out).and_then(|()| Ok(out.flush()?));
             let Err(error) = done else { return };
             if !out.is_abandoned() {
-                tracing::warn!(%error, "cannot send {what} over http");
+                // Of what fails at once, whoever waits for it tells.
+                if out.begun {
+                    tracing::warn!(%error, "cannot send {what} over http");
+                }
                 let _ = out.send.blocking_send(Err(io::Error::other(error)));
             }
         };
         std::thread::Builder::new().name("http-body".into()).spawn(thread)?;
-        Ok(Body::Made(receive))
+        let first = receive.recv().await.transpose()?;
+        Ok(Body::Made(first.unwrap_or_default(), receive))
     }
 }
 
@@ -97,6 +104,8 @@ pub(crate) enum RenderError {
 /// Where a body is written to.
 pub(crate) struct Pieces {
     piece: Vec<u8>,
+    /// Whether a piece was sent.
+    begun: bool,
     send: mpsc::Sender<io::Result<Bytes>>,
     _place: OwnedSemaphorePermit,
 }
@@ -123,6 +132,7 @@ impl Write for Pieces {
             return Ok(());
         }
         let piece = Bytes::from(std::mem::take(&mut self.piece));
+        self.begun = true;
         self.send.blocking_send(Ok(piece)).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }

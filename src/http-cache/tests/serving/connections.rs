@@ -1,6 +1,8 @@
 //! What clients can hold, and for how long.
 
 use std::io::{Read as _, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use http_cache::Limits;
@@ -49,6 +51,31 @@ fn who_does_not_read_is_cut_off_and_others_go_on() {
     assert!(heard.whole && heard.body == added.nar);
     assert!(began.elapsed() >= Duration::from_millis(100), "the place was free at once");
     assert!(deaf.is_closed());
+}
+
+#[test]
+fn who_reads_next_to_nothing_is_cut_off_as_well() {
+    let limits = Limits { write_time: Duration::from_secs(1), max_renderings: 1, ..Limits::default() };
+    let rig = Rig::with(limits);
+    let added = rig.add("large", &[], 64 << 20);
+    let url = rig.nar_url(&added);
+    let mut trickle = rig.connect();
+    trickle.send("GET", &url, &[]);
+    trickle.stream.read_exact(&mut [0; 100]).unwrap();
+    let end = Arc::new(AtomicBool::new(false));
+    let reader = std::thread::spawn({
+        let end = end.clone();
+        move || {
+            // A thousand bytes each 50 ms: within the time of a write 20,000, and never nothing.
+            while !end.load(Ordering::SeqCst) && trickle.stream.read(&mut [0; 1000]).is_ok() {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            trickle
+        }
+    });
+    assert!(rig.get(&url).whole);
+    end.store(true, Ordering::SeqCst);
+    assert!(reader.join().unwrap().is_cut_before(added.nar.len()));
 }
 
 #[test]
