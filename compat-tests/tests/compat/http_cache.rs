@@ -271,3 +271,17 @@ fn castored_substitutes_from_castored() {
     kill(Pid::from_raw(i32::try_from(serving.id()).unwrap()), Signal::SIGTERM).unwrap();
     assert!(serving.wait().unwrap().success());
 }
+
+#[test]
+fn without_its_key_the_daemon_serves_all_but_http() {
+    let Some(s) = castored_setup("http-keyless") else { return };
+    let address = free_address();
+    let conf = compat_tests::subject::default_conf();
+    let conf = format!("{conf}http-listen = {address}\nsecret-key-files = /nowhere/secret\n");
+    let daemon = s.subject.start_with(&s.room, &conf).unwrap();
+    expect_contains(&daemon.log(), "going on without HTTP").unwrap();
+    assert!(TcpStream::connect(address).is_err());
+    let file = s.room.write("file", "x\n").unwrap();
+    s.nix(Who::User, "nix-store").arg("--add").arg(&file).ok().unwrap();
+    daemon.stop().unwrap();
+}

@@ -340,12 +340,16 @@ fn listen_for_http(
     settings: &Settings,
     locations: &Locations,
 ) -> Option<(http_cache::Server, http_cache::Served)> {
-    let open = || -> Result<_, Failure> {
-        let Some(server) = kept::listen_for_http(manager, address)? else { return Ok(None) };
-        Ok(Some((server, served_over_http(store, settings, locations)?)))
-    };
-    open().unwrap_or_else(|error| {
+    // Not to be served unsigned for want of a key.
+    let served = address.map(|_| served_over_http(store, settings, locations)).transpose();
+    let opened = served.and_then(|served| {
+        let server = kept::listen_for_http(manager, address)?;
+        Ok(server.zip(served))
+    });
+    opened.unwrap_or_else(|error| {
         tracing::error!(%error, "going on without HTTP");
+        // Nor is a port kept at which nobody answers.
+        let _ = kept::listen_for_http(manager, None);
         None
     })
 }
