@@ -29,6 +29,13 @@ in
       description = "Loopback address on which blobs, directories and path infos can be looked at over gRPC.";
     };
 
+    httpListen = lib.mkOption {
+      type = with lib.types; nullOr str;
+      default = null;
+      example = "0.0.0.0:5000";
+      description = "Address at which the store is served as a binary cache over HTTP, if at all.";
+    };
+
     settings = lib.mkOption {
       type = with lib.types; attrsOf (oneOf [ bool int str (listOf str) ]);
       default = { };
@@ -83,7 +90,8 @@ in
       startLimitBurst = 20;
       serviceConfig = {
         Type = "notify";
-        ExecStart = "${lib.getExe cfg.package} daemon --grpc-listen ${cfg.grpcListen}";
+        ExecStart = "${lib.getExe cfg.package} daemon --grpc-listen ${cfg.grpcListen}"
+          + lib.optionalString (cfg.httpListen != null) " --http ${cfg.httpListen}";
         Restart = "always";
         RestartSec = 0;
         KillMode = "mixed";

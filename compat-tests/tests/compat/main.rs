@@ -14,6 +14,7 @@ mod command_line;
 mod crash;
 mod differential;
 mod grpc;
+mod http_cache;
 mod life;
 mod many;
 mod mount;

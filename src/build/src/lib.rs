@@ -9,7 +9,7 @@
 //! | `recursive` | the store for a builder that asks for it |
 //! | [`helper`], [`sandbox`], `cgroup` | the process it runs in, and its control group |
 //! | [`builtin`] | the builders that are part of Nix |
-//! | [`dump`], `output`, `signing`, `kept` | taking what it left behind, or keeping it |
+//! | [`dump`], `output`, `kept` | taking what it left behind, or keeping it |
 //! | `log`, `said` | what it says: the log that is kept, and messages among its lines |
 //! | `hooks` | programs that settings have run around it |
 //!
@@ -40,7 +40,6 @@ mod run;
 mod said;
 pub mod sandbox;
 pub mod scheduler;
-mod signing;
 mod users;
 
 pub use dump::{dump_tree, dump_tree_knowing};

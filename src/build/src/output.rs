@@ -23,14 +23,13 @@ use nix_compat::derivation::{Output, OutputName};
 use nix_compat::realisation::{DrvOutput, Realisation};
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::{BuildMode, BuildStatus};
-use store::{Ingested, NewPath, SignaturePolicy, TempRoots};
+use store::{Ingested, NewPath, SignaturePolicy, Signer, TempRoots};
 
 use crate::attributes::Attributes;
 use crate::dump::{consume_own_tree, dump_own_tree};
 use crate::failure::Failure;
 use crate::room::Room;
 use crate::run::Job;
-use crate::signing::Signer;
 
 /// A build whose processes are gone.
 pub(crate) struct Finished<'a> {

@@ -10,8 +10,9 @@ use clap::{Args, Parser, Subcommand};
 use crate::failure::Failure;
 use crate::mount::MountArgs;
 use crate::moving::{AdoptArgs, ExportArgs};
+use crate::serve::ServeArgs;
 use crate::umount::UmountArgs;
-use crate::{daemon, fsck, import, kept, mount, moving, stats, status, umount};
+use crate::{daemon, fsck, import, kept, mount, moving, serve, stats, status, umount};
 
 /// A drop-in replacement for nix-daemon: a content-addressed, deduplicated, compressed Nix store.
 #[derive(Debug, Parser)]
@@ -52,6 +53,7 @@ enum Command {
     Import(ImportArgs),
     Adopt(AdoptArgs),
     ExportStore(ExportArgs),
+    Serve(ServeArgs),
     Mount(MountArgs),
     Umount(UmountArgs),
     /// Show what a running daemon is doing.
@@ -68,6 +70,9 @@ pub(crate) struct DaemonArgs {
     /// Address for gRPC (loopback only), or "none".
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000")]
     grpc_listen: String,
+    /// Address at which the store is served as a binary cache, or "none"; instead of the setting http-listen.
+    #[arg(long, value_name = "ADDR")]
+    http: Option<String>,
     /// Override a setting of nix.conf.
     #[arg(long, num_args = 2, value_names = ["NAME", "VALUE"], action = clap::ArgAction::Append)]
     option: Vec<String>,
@@ -127,18 +132,15 @@ impl Cli {
                 kept::replace(&locations)
             }
             Command::Daemon(args) => {
-                let grpc = match args.grpc_listen.as_str() {
-                    "none" => None,
-                    address => Some(address.parse::<SocketAddr>().map_err(|e| {
-                        Failure::Usage(format!("--grpc-listen: '{address}' is no address with a port: {e}"))
-                    })?),
-                };
+                let grpc = listen("--grpc-listen", &args.grpc_listen)?;
+                let http = args.http.map(|address| listen("--http", &address)).transpose()?;
                 let (overrides, record, keeper) = (pairs(&args.option), args.record, !args.no_keeper);
-                daemon::run(daemon::Options { locations, grpc, overrides, record, forced_trust: None, keeper })
+                daemon::run(daemon::Options { locations, grpc, http, overrides, record, forced_trust: None, keeper })
             }
             Command::Import(args) => import::run(&locations, &args.paths),
             Command::Adopt(args) => moving::adopt(&locations, &args),
             Command::ExportStore(args) => moving::export(&locations, &args),
+            Command::Serve(args) => serve::run(&locations, &args),
             Command::Mount(args) => mount::run(&locations, &args),
             Command::Umount(args) => umount::run(&locations, args),
             Command::Status(args) => status::run(&locations, args.json),
@@ -148,6 +150,12 @@ impl Cli {
             Command::Stats(args) => stats::run(&locations, args.json),
         }
     }
+}
+
+/// Where to listen, if at all.
+fn listen(flag: &str, address: &str) -> Result<Option<SocketAddr>, Failure> {
+    let wrong = || Failure::Usage(format!("{flag}: '{address}' is neither an address with a port nor 'none'"));
+    ::daemon::parse_listen(address).ok_or_else(wrong)
 }
 
 /// Names and values of settings, which come one after the other.

@@ -13,7 +13,7 @@ use mount::{Kept, Mount};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix_compat::conf::Settings;
-use store::{Config, Durability, Store};
+use store::{Config, Durability, Signer, Store};
 use substitute::Substituters;
 use tokio::net::unix::UCred;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -36,6 +36,8 @@ pub(crate) struct Options {
     pub(crate) locations: Locations,
     /// Where gRPC listens on TCP, if at all.
     pub(crate) grpc: Option<SocketAddr>,
+    /// Where HTTP listens, if the command line says anything of that.
+    pub(crate) http: Option<Option<SocketAddr>>,
     /// Settings from the command line.
     pub(crate) overrides: Vec<(String, String)>,
     /// Where sessions are recorded, if at all.
@@ -44,6 +46,12 @@ pub(crate) struct Options {
     pub(crate) forced_trust: Option<Trust>,
     /// Whether a process of ours should keep the mount while nobody serves it, unless somebody else does.
     pub(crate) keeper: bool,
+}
+
+/// Where to listen on TCP.
+struct Ports {
+    grpc: Option<SocketAddr>,
+    http: Option<SocketAddr>,
 }
 
 /// How a daemon ended.
@@ -109,7 +117,7 @@ fn open_and_serve(
     left: Option<Kept>,
     mount: &mut Option<Mount>,
 ) -> Result<End, Failure> {
-    let Options { locations, grpc, overrides, record, forced_trust, keeper: _ } = options;
+    let Options { locations, grpc, http, overrides, record, forced_trust, keeper: _ } = options;
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -153,18 +161,19 @@ fn open_and_serve(
         let recognise = mount.recogniser();
         store.recognise_files(Arc::new(move |file| recognise(file.device, file.inode)));
     }
+    let ports = Ports { grpc, http: http.map_or_else(|| ::daemon::http_listen(&settings), Ok)? };
     let extras = extras(&settings, &locations, record, forced_trust)?;
     if let Ok(remote) = std::env::var("NIX_REMOTE") {
         tracing::warn!(remote, "ignoring NIX_REMOTE: a daemon is not its own client");
     }
-    let served = runtime.block_on(serve(store.clone(), settings, locations, grpc, extras, manager, termination));
+    let served = runtime.block_on(serve(store.clone(), settings, locations, ports, extras, manager, termination));
     // Sessions and builds that are still running end here.
     drop(runtime);
     store.sync()?;
     served
 }
 
-fn open_store(locations: &Locations, durability: Durability) -> Result<Arc<Store>, Failure> {
+pub(crate) fn open_store(locations: &Locations, durability: Durability) -> Result<Arc<Store>, Failure> {
     let config = Config::new(locations.store_dir.clone(), &locations.state_dir);
     Ok(Store::open(Config { durability, ..config })?)
 }
@@ -215,7 +224,7 @@ async fn serve(
     store: Arc<Store>,
     settings: Settings,
     locations: Locations,
-    grpc: Option<SocketAddr>,
+    ports: Ports,
     extras: Extras,
     manager: &Manager,
     termination: Termination,
@@ -224,9 +233,11 @@ async fn serve(
     let scheduler = Scheduler::new(store.clone(), config, Box::new(Substituters::new(store.clone())));
     mending::start(&store, scheduler.clone(), &settings);
     let grpc_unix = grpc_socket(&locations.state_dir);
-    let listeners = listen_for_grpc(manager, grpc, grpc_unix.clone(), &settings)?;
+    let listeners = listen_for_grpc(manager, ports.grpc, grpc_unix.clone(), &settings)?;
     let grpc_address = listeners.tcp_address();
     let services = rpc_services(&store, &settings)?;
+    let http = listen_for_http(manager, ports.http, &store, &settings, &locations);
+    let http_address = http.as_ref().and_then(|(server, _)| server.address().ok());
     let checks =
         fsck::Server { store: store.clone(), scheduler: scheduler.clone(), settings: Arc::new(settings.clone()) };
     let daemon = Daemon::new(store.clone(), scheduler.clone(), settings, locations.clone(), extras)?;
@@ -246,6 +257,14 @@ async fn serve(
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
     let grpc_server = tokio::spawn(listeners.serve(services, wait(stopped.clone())));
+    let http_server = tokio::spawn({
+        let stopped = wait(stopped.clone());
+        async move {
+            if let Some((server, served)) = http {
+                server.serve(served, http_cache::Limits::default(), stopped).await;
+            }
+        }
+    });
     tokio::spawn(status::answer(answering, status));
     tokio::spawn(checks.run(checking));
     let end = tokio::spawn(async move {
@@ -257,7 +276,8 @@ async fn serve(
     tracing::info!(
         socket = %locations.socket.display(),
         store = %locations.store_dir.as_str(),
-        grpc = grpc_address.map_or_else(|| "none".to_owned(), |address| address.to_string()),
+        grpc = shown(grpc_address),
+        http = shown(http_address),
         "castored {} is ready", env!("CARGO_PKG_VERSION"),
     );
     if let Err(error) = manager.ready() {
@@ -281,6 +301,7 @@ async fn serve(
         let _ = std::fs::remove_file(socket);
     }
     grpc_server.await.map_err(failed("serve gRPC"))??;
+    http_server.await.map_err(failed("serve HTTP"))?;
     Ok(end)
 }
 
@@ -304,6 +325,43 @@ fn listen_for_grpc(
         }
         other => other,
     }
+}
+
+/// The address of a port, for the log.
+fn shown(address: Option<SocketAddr>) -> String {
+    address.map_or_else(|| "none".to_owned(), |address| address.to_string())
+}
+
+/// Opens the port for HTTP. Without it the daemon is worth as much, as with gRPC's.
+fn listen_for_http(
+    manager: &Manager,
+    address: Option<SocketAddr>,
+    store: &Arc<Store>,
+    settings: &Settings,
+    locations: &Locations,
+) -> Option<(http_cache::Server, http_cache::Served)> {
+    // Not to be served unsigned for want of a key.
+    let served = address.map(|_| served_over_http(store, settings, locations)).transpose();
+    let opened = served.and_then(|served| {
+        let server = kept::listen_for_http(manager, address)?;
+        Ok(server.zip(served))
+    });
+    opened.unwrap_or_else(|error| {
+        tracing::error!(%error, "going on without HTTP");
+        // Nor is a port kept at which nobody answers.
+        let _ = kept::listen_for_http(manager, None);
+        None
+    })
+}
+
+/// The store as a binary cache, signed by the keys of the settings.
+pub(crate) fn served_over_http(
+    store: &Arc<Store>,
+    settings: &Settings,
+    locations: &Locations,
+) -> Result<http_cache::Served, Failure> {
+    let signer = Signer::new(&settings.secret_key_files)?;
+    Ok(http_cache::Served { store: store.clone(), signer, log_dir: locations.log_dir.clone() })
 }
 
 fn build_config(locations: &Locations, settings: &Settings) -> BuildConfig {

@@ -35,6 +35,13 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Rpc(#[from] rpc::ServeError),
     #[error(transparent)]
+    Http(#[from] http_cache::ListenError),
+    #[error(
+        "{0}. When it is a daemon that runs there, it serves the store over HTTP itself: `castored daemon --http ADDR`, or \
+         the setting http-listen"
+    )]
+    ServedByDaemon(store::Error),
+    #[error(transparent)]
     Migrate(#[from] migrate::Error),
     #[error(
         "castored is taking the place of a stock store here and does not have everything yet: run \

@@ -22,7 +22,8 @@ pub(crate) const SOCKET: &str = "socket";
 pub(crate) const UNTRUSTED: &str = "untrusted";
 pub(crate) const GRPC: &str = "grpc";
 pub(crate) const GRPC_TCP: &str = "grpc-tcp";
-const ALL: [&str; 6] = [MOUNT_DEVICE, MOUNT_STATE, SOCKET, UNTRUSTED, GRPC, GRPC_TCP];
+pub(crate) const HTTP_TCP: &str = "http-tcp";
+const ALL: [&str; 7] = [MOUNT_DEVICE, MOUNT_STATE, SOCKET, UNTRUSTED, GRPC, GRPC_TCP, HTTP_TCP];
 
 /// What the first server tells its successors, who have to serve the mount before they may look at anything: the
 /// configuration may itself lie in the store.
@@ -198,6 +199,26 @@ pub(crate) fn listen_for_grpc(manager: &Manager, listen: &rpc::Listen) -> Result
     listeners
         .adopt(tcp, unix)
         .map_err(|source| rpc::ServeError::Unix { path: listen.unix.clone().unwrap_or_default(), source })
+}
+
+/// Opens the socket for HTTP, or takes that of an earlier server. Where there is to be none any more, that one is closed.
+pub(crate) fn listen_for_http(
+    manager: &Manager,
+    address: Option<SocketAddr>,
+) -> Result<Option<http_cache::Server>, http_cache::ListenError> {
+    if let Some(socket) = manager.take(HTTP_TCP).map(TcpListener::from) {
+        if let Some(address) = address.filter(|_| serves(&socket, address)) {
+            let taken = http_cache::Server::adopt(socket);
+            return taken.map(Some).map_err(|source| http_cache::ListenError { address, source });
+        }
+        forget(manager, HTTP_TCP);
+    }
+    let Some(address) = address else { return Ok(None) };
+    let server = http_cache::Server::bind(address)?;
+    if manager.keeps() {
+        keep_open(manager, HTTP_TCP, server.socket());
+    }
+    Ok(Some(server))
 }
 
 fn serves(tcp: &TcpListener, wanted: Option<SocketAddr>) -> bool {

@@ -14,6 +14,7 @@ mod mending;
 mod mount;
 mod moving;
 mod peer;
+mod serve;
 mod sizes;
 mod state;
 mod stats;

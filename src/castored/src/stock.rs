@@ -52,7 +52,7 @@ pub(crate) fn run(arguments: &[OsString]) -> Result<ExitCode, Failure> {
         Err(_) => None,
     };
     let Asked { overrides, forced_trust, .. } = asked;
-    daemon::run(daemon::Options { locations, grpc, overrides, record: None, forced_trust, keeper: true })
+    daemon::run(daemon::Options { locations, grpc, http: None, overrides, record: None, forced_trust, keeper: true })
 }
 
 fn parse(arguments: &[OsString]) -> Result<Asked, Failure> {

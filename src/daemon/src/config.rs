@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access};
@@ -184,6 +185,27 @@ pub fn durability(settings: &Settings) -> Result<Durability, ConfigError> {
     }
 }
 
+/// castored's own setting `http-listen`: the address at which the store is served as a binary cache, or `none`, which is
+/// also the default.
+///
+/// # Errors
+/// [`ConfigError::Own`].
+pub fn http_listen(settings: &Settings) -> Result<Option<SocketAddr>, ConfigError> {
+    const NAME: &str = "http-listen";
+    settings.other.get(NAME).map_or(Ok(None), |value| {
+        let expected = "an address with a port nor 'none'";
+        parse_listen(value).ok_or_else(|| ConfigError::Own { name: NAME, value: value.clone(), expected })
+    })
+}
+
+/// An address with a port, or `none`.
+pub fn parse_listen(text: &str) -> Option<Option<SocketAddr>> {
+    match text {
+        "none" => Some(None),
+        address => address.parse().ok().map(Some),
+    }
+}
+
 fn parse(text: &str, origin: &Path) -> Result<Vec<(String, String)>, ConfigError> {
     let dir = origin.parent().unwrap_or(Path::new("/")).to_owned();
     let mut include = |path: &str, optional: bool| -> Result<Option<String>, String> {
@@ -244,6 +266,16 @@ mod tests {
         let grouped = load(Some("durability = grouped\nfsync-store-paths = true"));
         assert_eq!(durability(&grouped).unwrap(), Durability::Grouped);
         assert!(matches!(durability(&load(Some("durability = maybe"))), Err(ConfigError::Own { .. })));
+    }
+
+    #[test]
+    fn where_to_serve_over_http() {
+        let dir = tempfile::tempdir().unwrap();
+        let listen = |text| http_listen(&load_settings(dir.path(), text, &[], 1).unwrap().0);
+        assert_eq!(listen(None).unwrap(), None);
+        assert_eq!(listen(Some("http-listen = none")).unwrap(), None);
+        assert_eq!(listen(Some("http-listen = [::1]:80")).unwrap(), Some("[::1]:80".parse().unwrap()));
+        assert!(matches!(listen(Some("http-listen = 80")), Err(ConfigError::Own { .. })));
     }
 
     #[test]

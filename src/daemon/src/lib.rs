@@ -27,7 +27,7 @@ mod shares;
 mod socket;
 mod streams;
 
-pub use config::{ConfigError, Locations, durability, load_settings};
+pub use config::{ConfigError, Locations, durability, http_listen, load_settings, parse_listen};
 pub use connection::ConnectionError;
 pub use daemon::{Client, Daemon, Extras};
 pub use error::OpError;

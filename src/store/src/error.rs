@@ -26,6 +26,14 @@ pub enum Error {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// A file of the setting `secret-key-files` holds something else.
+    #[error("the secret key file '{file}': {source}")]
+    SecretKey {
+        /// Which file.
+        file: String,
+        /// What is wrong with it.
+        source: nix_compat::signature::Error,
+    },
     /// Another process owns the state directory.
     #[error("the store in '{}' is in use by process {pid}; stop it first, or choose another state directory", path.display())]
     InUse {

@@ -55,8 +55,11 @@ impl Quarantine {
 }
 
 impl Store {
-    /// An error for a path of which nothing may be read.
-    pub(crate) fn check_readable(&self, path: &StorePath) -> Result<()> {
+    /// Checks that a path is not one of which nothing may be read.
+    ///
+    /// # Errors
+    /// [`Error::Quarantined`].
+    pub fn check_readable(&self, path: &StorePath) -> Result<()> {
         let withheld = self.quarantine.0.read();
         if withheld.is_empty() {
             return Ok(());

@@ -11,14 +11,13 @@ use nix_compat::derivation::{BasicDerivation, Derivation, Output, OutputName};
 use nix_compat::realisation::{DrvOutput, Realisation as Noted};
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::{BuildMode, BuildResult, BuildStatus, OutputsSpec};
-use store::{Store, TempRoots};
+use store::{Signer, Store, TempRoots};
 
 use super::goal::{Realisation, blocking};
 use super::graph::GoalKey;
 use super::inputs::InputPaths;
 use super::plan::Plan;
 use crate::failure::Failure;
-use crate::signing::Signer;
 
 impl Realisation {
     /// Has the derivation built that `plan`'s becomes with the paths of its inputs in it.

@@ -11,6 +11,9 @@ use super::{MAX_DEPTH, MAX_FILE_SIZE, MAX_TARGET_LEN};
 /// Bytes collected before they are handed to the sink. Contents larger than this are never copied.
 const BUFFER_LEN: usize = 64 * 1024;
 
+/// What [`NarWriter::empty_contents`] writes at a time: so much that it is never copied.
+static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+
 /// Why an archive cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
@@ -57,6 +60,8 @@ pub enum WriteError {
 pub struct NarWriter<W> {
     sink: W,
     buffer: Vec<u8>,
+    /// Bytes that the sink has.
+    handed_over: u64,
     state: State,
     directories: OpenDirectories,
 }
@@ -89,7 +94,12 @@ impl<W: Write> NarWriter<W> {
     pub fn new(sink: W) -> Self {
         let mut buffer = Vec::with_capacity(BUFFER_LEN);
         buffer.extend_from_slice(MAGIC);
-        Self { sink, buffer, state: State::Node, directories: OpenDirectories::default() }
+        Self { sink, buffer, handed_over: 0, state: State::Node, directories: OpenDirectories::default() }
+    }
+
+    /// Bytes of the archive up to here, whether the sink has them already or not.
+    pub fn position(&self) -> u64 {
+        self.handed_over + self.buffer.len() as u64
     }
 
     /// A file of `size` bytes. They follow by [`contents`](Self::contents), then [`end_regular`](Self::end_regular).
@@ -116,6 +126,16 @@ impl<W: Write> NarWriter<W> {
         let left = left.checked_sub(data.len() as u64).ok_or(WriteError::FileSize { size })?;
         self.state = State::Contents { left, size };
         self.put(data)
+    }
+
+    /// Zeros as the next `len` bytes of the present file: for a sink that counts bytes and does not look at these.
+    pub fn empty_contents(&mut self, mut len: u64) -> Result<(), WriteError> {
+        while len > 0 {
+            let piece = usize::try_from(len).map_or(ZEROS.len(), |len| len.min(ZEROS.len()));
+            self.contents(&ZEROS[..piece])?;
+            len -= piece as u64;
+        }
+        Ok(())
     }
 
     /// Ends the present file, whose contents must be complete.
@@ -210,9 +230,11 @@ impl<W: Write> NarWriter<W> {
     fn put(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
         if self.buffer.len() + bytes.len() > BUFFER_LEN {
             self.sink.write_all(&self.buffer)?;
+            self.handed_over += self.buffer.len() as u64;
             self.buffer.clear();
             if bytes.len() >= BUFFER_LEN {
                 self.sink.write_all(bytes)?;
+                self.handed_over += bytes.len() as u64;
                 return Ok(());
             }
         }
