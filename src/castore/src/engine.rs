@@ -3,9 +3,11 @@
 //! Reading goes through the [`BlobService`] and [`DirectoryService`] the engine is. An import goes through a
 //! [`Session`], which groups and compresses what it puts; the services' `put` is a session for one call.
 
+mod costs;
 mod directories;
 mod garbage;
 mod hold;
+mod walk;
 
 use std::io::Read;
 use std::path::Path;
@@ -22,6 +24,7 @@ use directories::Directories;
 
 pub use crate::objects::Stats;
 pub use crate::session::{Hold, Session};
+pub use costs::{Cost, CostError, Costs, Distinct, MAX_OBJECTS, MAX_SETS};
 pub use garbage::Garbage;
 
 /// What can be chosen when an engine is opened: how memory is shared out.
