@@ -55,11 +55,13 @@ pub struct Closures {
 
 /// Makes closures of `count` paths, at least two, or finds those that were made before.
 pub fn closures(count: usize) -> Result<Closures> {
-    let cache = Path::new(CACHE);
-    let place = cache.join(format!("closures-{count}"));
-    let _turn = lock(cache)?;
+    // With a lock of its own: it takes minutes, and nobody else waits for it.
+    let cache = Path::new(CACHE).join("closures");
+    fs::create_dir_all(&cache).doing("creating", &cache)?;
+    let _turn = lock(&cache)?;
+    let place = cache.join(count.to_string());
     if !place.is_dir() {
-        make(cache, &place, count)?;
+        make(&cache, &place, count)?;
     }
     let [first, second, rebuilt] = NAMES.map(|name| Closure::read(place.join(name)));
     Ok(Closures { first: first?, second: second?, rebuilt: rebuilt? })
@@ -102,7 +104,7 @@ const TOP: &str = "-all-packages";
 
 /// Makes the closures beside their final place, then renames.
 fn make(cache: &Path, place: &Path, count: usize) -> Result<()> {
-    let (work, new) = (cache.join(".apt/closures"), cache.join(".new-closures"));
+    let (work, new) = (cache.join(".apt"), cache.join(".new"));
     for dir in [&work, &new] {
         if dir.exists() {
             fs::remove_dir_all(dir).doing("removing", dir)?;

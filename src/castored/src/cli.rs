@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::mount::MountArgs;
 use crate::moving::{AdoptArgs, ExportArgs};
 use crate::umount::UmountArgs;
-use crate::{daemon, fsck, import, kept, mount, moving, stats, status, umount};
+use crate::{daemon, du, fsck, import, kept, mount, moving, stats, status, umount};
 
 /// A drop-in replacement for nix-daemon: a content-addressed, deduplicated, compressed Nix store.
 #[derive(Debug, Parser)]
@@ -60,7 +60,9 @@ enum Command {
     /// damage is left.
     Fsck(FsckArgs),
     /// Show how much the store holds and what it takes on disk.
-    Stats(FormatArgs),
+    Stats(StatsArgs),
+    /// Show what store paths cost on disk, alone and with all they need: what only they use, and what they share with others.
+    Du(DuArgs),
 }
 
 #[derive(Debug, Args)]
@@ -111,6 +113,24 @@ pub(crate) struct FsckArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct StatsArgs {
+    #[command(flatten)]
+    format: FormatArgs,
+    /// Draw where the bytes go, as SVG.
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DuArgs {
+    #[command(flatten)]
+    format: FormatArgs,
+    /// The store paths, 32 at most.
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<String>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct FormatArgs {
     /// Print JSON.
     #[arg(long)]
@@ -145,7 +165,8 @@ impl Cli {
             Command::Fsck(FsckArgs { repair, rebuild_index, json, paths }) => {
                 fsck::run(&locations, fsck::Options { repair, rebuild_index, json, paths })
             }
-            Command::Stats(args) => stats::run(&locations, args.json),
+            Command::Stats(args) => stats::run(&locations, args.format.json, args.plot.as_deref()),
+            Command::Du(args) => du::run(&locations, args.format.json, &args.paths),
         }
     }
 }

@@ -21,6 +21,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::failure::Failure;
 use crate::kept::{self, Note};
+use crate::sizes::serve as sizes;
 use crate::{fsck, mending, state, status};
 
 /// Worker threads for what reads the disk or hashes. Idle ones end.
@@ -230,6 +231,7 @@ async fn serve(
     let checks =
         fsck::Server { store: store.clone(), scheduler: scheduler.clone(), settings: Arc::new(settings.clone()) };
     let daemon = Daemon::new(store.clone(), scheduler.clone(), settings, locations.clone(), extras)?;
+    let measuring = (sizes::listen(&locations.state_dir)?, store.clone());
     let status = status::Source { daemon: daemon.clone(), scheduler, store };
     let answering = status::listen(&locations.state_dir)?;
     let checking = fsck::listen(&locations.state_dir)?;
@@ -248,6 +250,7 @@ async fn serve(
     let grpc_server = tokio::spawn(listeners.serve(services, wait(stopped.clone())));
     tokio::spawn(status::answer(answering, status));
     tokio::spawn(checks.run(checking));
+    tokio::spawn(sizes::serve(measuring.0, measuring.1));
     let end = tokio::spawn(async move {
         let end = termination.wait().await;
         let _ = stop.send(true);

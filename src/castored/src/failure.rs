@@ -71,6 +71,8 @@ pub(crate) enum Failure {
     NotYours(PathBuf),
     #[error("the daemon could not check its store: {0}")]
     Fsck(String),
+    #[error("the daemon could not tell sizes: {0}")]
+    Sizes(String),
     #[error("{0}")]
     Usage(String),
 }

@@ -6,6 +6,7 @@
 mod bar;
 mod cli;
 mod daemon;
+mod du;
 mod failure;
 mod fsck;
 mod import;
@@ -14,6 +15,7 @@ mod mending;
 mod mount;
 mod moving;
 mod peer;
+mod plot;
 mod sizes;
 mod state;
 mod stats;

@@ -4,7 +4,6 @@
 //! may enter: it shows what everybody builds.
 
 use std::io::Read;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -20,6 +19,7 @@ use tokio::net::UnixListener;
 
 use crate::failure::Failure;
 use crate::sizes::Stats;
+use crate::state;
 
 /// The longest status read, in bytes.
 const MAX_STATUS: u64 = 64 << 20;
@@ -71,10 +71,7 @@ fn socket(state_dir: &Path) -> PathBuf {
 }
 
 pub(crate) fn listen(state_dir: &Path) -> Result<UnixListener, Failure> {
-    let path = socket(state_dir);
-    // The state directory is locked by now: whatever is there is a dead daemon's.
-    let _ = std::fs::remove_file(&path);
-    UnixListener::bind(&path).map_err(Failure::file("listen on", path))
+    state::listen(&socket(state_dir))
 }
 
 /// Answers everybody who connects.
@@ -132,10 +129,7 @@ fn now() -> u64 {
 /// Asks the daemon of a state directory.
 pub(crate) fn ask(state_dir: &Path) -> Result<Status, Failure> {
     let path = socket(state_dir);
-    let stream = UnixStream::connect(&path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::PermissionDenied => Failure::NotYours(path.clone()),
-        _ => ClientError::NoDaemon { path: path.clone(), source }.into(),
-    })?;
+    let stream = state::connect(&path)?;
     let mut text = Vec::new();
     stream.take(MAX_STATUS).read_to_end(&mut text).map_err(Failure::file("read from", &path))?;
     serde_json::from_slice(&text).map_err(|e| ClientError::Protocol(format!("its status cannot be read: {e}")).into())
