@@ -55,6 +55,19 @@ impl Default for Options {
     }
 }
 
+/// What an engine has in memory, in bytes. What the database under the index caches it does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Decoded blocks: [`Options::cache_bytes`] at most.
+    pub blocks: u64,
+    /// Decoded directories: [`Options::directory_cache_bytes`] at most.
+    pub directories: u64,
+    /// Decoded chunk lists: [`Options::chunk_list_cache_bytes`] at most.
+    pub chunk_lists: u64,
+    /// What was committed and is not in the database yet: three times [`IndexOptions::overlay_bytes`] at most.
+    pub commits: u64,
+}
+
 /// Everything a castore keeps in one directory. One process owns it at a time; its threads share it freely.
 pub struct Engine {
     objects: Arc<ObjectStore>,
@@ -95,6 +108,16 @@ impl Engine {
     /// The objects below the engine.
     pub fn objects(&self) -> &Arc<ObjectStore> {
         &self.objects
+    }
+
+    /// What is in memory now. Cheap.
+    pub fn memory(&self) -> Memory {
+        Memory {
+            blocks: self.objects.cached_bytes(),
+            directories: self.directories.cached_bytes(),
+            chunk_lists: self.blobs.cached_bytes(),
+            commits: self.index().pending_bytes(),
+        }
     }
 
     /// What is stored and how the block cache fares. Cheap.

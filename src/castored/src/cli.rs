@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use ::daemon::Locations;
 use clap::{Args, Parser, Subcommand};
 
+use crate::budget::Budget;
 use crate::failure::Failure;
 use crate::mount::MountArgs;
 use crate::moving::{AdoptArgs, ExportArgs};
@@ -73,6 +74,9 @@ pub(crate) struct DaemonArgs {
     /// Override a setting of nix.conf.
     #[arg(long, num_args = 2, value_names = ["NAME", "VALUE"], action = clap::ArgAction::Append)]
     option: Vec<String>,
+    /// Share out so much memory, in bytes (K, M and G are understood): the setting memory-budget of castored.conf.
+    #[arg(long, value_name = "BYTES")]
+    memory_budget: Option<String>,
     /// Record every session in this directory: both directions, byte by byte, with all that is added and read. For
     /// reports of bugs.
     #[arg(long, value_name = "DIR")]
@@ -143,7 +147,8 @@ impl Cli {
         match self.command {
             Command::Daemon(DaemonArgs { replace: true, option, .. }) => {
                 // What it would fail at is better said here.
-                daemon::settings(&locations, &pairs(&option))?;
+                let settings = daemon::settings(&locations, &pairs(&option))?;
+                Budget::new(::daemon::memory_budget(&settings)?)?;
                 kept::replace(&locations)
             }
             Command::Daemon(args) => {
@@ -153,7 +158,8 @@ impl Cli {
                         Failure::Usage(format!("--grpc-listen: '{address}' is no address with a port: {e}"))
                     })?),
                 };
-                let (overrides, record, keeper) = (pairs(&args.option), args.record, !args.no_keeper);
+                let (mut overrides, record, keeper) = (pairs(&args.option), args.record, !args.no_keeper);
+                overrides.extend(args.memory_budget.map(|bytes| ("memory-budget".to_owned(), bytes)));
                 daemon::run(daemon::Options { locations, grpc, overrides, record, forced_trust: None, keeper })
             }
             Command::Import(args) => import::run(&locations, &args.paths),

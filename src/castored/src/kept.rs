@@ -32,6 +32,9 @@ pub(crate) struct Note {
     pub(crate) group: Option<u32>,
     /// Whether registrations are durable before they are answered.
     pub(crate) immediate: bool,
+    /// The memory budget in bytes, if one is set.
+    #[serde(default)]
+    pub(crate) memory: Option<u64>,
 }
 
 impl Note {

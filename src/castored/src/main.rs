@@ -4,6 +4,7 @@
 //! stock's takes ([`stock`]); as `castored-sandbox` it is the helper that a build runs in, and nothing else.
 
 mod bar;
+mod budget;
 mod cli;
 mod daemon;
 mod du;

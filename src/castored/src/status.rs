@@ -17,6 +17,8 @@ use store::Store;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 
+use crate::budget::{Budget, Memory};
+use crate::daemon::Listings;
 use crate::failure::Failure;
 use crate::sizes::Stats;
 use crate::state;
@@ -32,6 +34,8 @@ pub(crate) struct Status {
     pub(crate) store_dir: String,
     pub(crate) clients: Vec<ClientStatus>,
     pub(crate) builds: Vec<BuildStatus>,
+    #[serde(default)]
+    pub(crate) memory: Memory,
     pub(crate) stats: Stats,
 }
 
@@ -64,6 +68,8 @@ pub(crate) struct Source {
     pub(crate) daemon: Arc<Daemon>,
     pub(crate) scheduler: Arc<Scheduler>,
     pub(crate) store: Arc<Store>,
+    pub(crate) budget: Budget,
+    pub(crate) listings: Listings,
 }
 
 fn socket(state_dir: &Path) -> PathBuf {
@@ -117,6 +123,7 @@ impl Source {
                     seconds: build.started.map(|started| now().saturating_sub(started)),
                 })
                 .collect(),
+            memory: self.budget.used(&self.store, &self.daemon, (self.listings)()),
             stats: Stats::of(&self.store)?,
         })
     }
@@ -158,6 +165,8 @@ pub(crate) fn run(locations: &Locations, json: bool) -> Result<ExitCode, Failure
             None => println!("  {}  waits for {}", build.derivation, build.waits_for.join(", ")),
         }
     }
+    println!();
+    status.memory.print();
     println!();
     status.stats.print();
     Ok(ExitCode::SUCCESS)
