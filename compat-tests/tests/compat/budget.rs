@@ -9,6 +9,7 @@ use compat_tests::subject::default_conf;
 use compat_tests::{Call, Who, memory, tree};
 use serde_json::Value;
 
+use crate::builds::wait_until;
 use crate::castored_setup;
 
 /// The least that castored takes, in bytes.
@@ -83,6 +84,14 @@ fn a_small_budget_holds_while_a_large_tree_is_added_and_read() {
     // It has been used: the tree did not go by unseen.
     assert!(most > 4 << 20 && payloads > 0, "decoded blocks {most}, payloads {payloads}");
     assert!(peak <= BUDGET + BESIDE, "{} MiB were in use", peak >> 20);
+
+    // Who goes on after it died has the same budget.
+    daemon.kill_server().unwrap();
+    let successor = || {
+        let told = Call::new(&s.room, Who::Root, &program).args(["status", "--json"]).quiet().run().unwrap();
+        serde_json::from_slice::<Value>(&told.stdout).is_ok_and(|status| status["memory"]["budget"] == BUDGET)
+    };
+    assert!(wait_until(Duration::from_secs(20), successor), "the successor has another budget");
     daemon.stop().unwrap();
 }
 
