@@ -139,11 +139,50 @@ impl PrivateApt {
         Ok(debs)
     }
 
+    /// The packages that the suite has.
+    pub fn available(&self) -> Result<Vec<Available>> {
+        let mut command = Command::new("apt-cache");
+        let text = run(command.env("APT_CONFIG", self.dir.join("apt.conf")).arg("dumpavail"))?;
+        Ok(text.split("\n\n").filter_map(Available::parse).collect())
+    }
+
+    /// Downloads packages, and nothing they depend on, into `into`; answers the package files.
+    pub fn download(&self, packages: &[&str], into: &Path) -> Result<Vec<PathBuf>> {
+        fs::create_dir_all(into).doing("creating", into)?;
+        run(self.get().arg("download").args(packages).current_dir(into))?;
+        files_in(into)
+    }
+
     /// Downloads a source package into `into` without unpacking it; answers its files.
     pub fn download_source(&self, package: &str, into: &Path) -> Result<Vec<PathBuf>> {
         fs::create_dir_all(into).doing("creating", into)?;
         run(self.get().args(["--download-only", "source", package]).current_dir(into))?;
         files_in(into)
+    }
+}
+
+/// A package that can be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Available {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The source package it is made from.
+    pub source: String,
+    /// What it takes when it is installed, in KiB.
+    pub installed: u64,
+}
+
+impl Available {
+    /// Reads a stanza of a package list; none when it lacks what it must have.
+    fn parse(stanza: &str) -> Option<Self> {
+        let field = |name: &str| stanza.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(": ").map(str::trim));
+        let name = field("Package")?.to_owned();
+        // The source's version follows where it is another.
+        let source = field("Source").and_then(|s| s.split_whitespace().next()).unwrap_or(&name).to_owned();
+        let installed = field("Installed-Size")?.parse().ok()?;
+        Some(Self { version: field("Version")?.to_owned(), source, installed, name })
     }
 }
 
@@ -226,5 +265,15 @@ mod tests {
         let stanza = "Types: deb\nURIs: https://z.example/debian/\nSuites: trixie\nComponents: main\n";
         fs::write(etc.path().join("sources.list.d/debian.sources"), stanza).unwrap();
         assert_eq!(mirror_below(etc.path()).unwrap(), "https://z.example/debian");
+    }
+
+    #[test]
+    fn a_stanza_is_read() {
+        let stanza = "Package: libx1\nSource: x (1.0-2)\nVersion: 1:1.0-2+b1\nInstalled-Size: 12\nDescription: a\n";
+        let read = Available::parse(stanza).unwrap();
+        assert_eq!((read.name.as_str(), read.version.as_str()), ("libx1", "1:1.0-2+b1"));
+        assert_eq!((read.source.as_str(), read.installed), ("x", 12));
+        assert_eq!(Available::parse("Package: y\nVersion: 1\nInstalled-Size: 1\n").unwrap().source, "y");
+        assert_eq!(Available::parse("Package: y\nVersion: 1\n"), None);
     }
 }

@@ -66,8 +66,13 @@ pub fn put(out: &mut Vec<u8>, bytes: &[u8]) {
 /// Reads the tree at `path` through the filesystem and answers the SHA-256 and the size of its archive.
 pub fn hash_path(path: &Path) -> Result<([u8; 32], u64)> {
     let mut sink = HashSink::default();
-    sink.string(b"nix-archive-1").and_then(|()| sink.path(path)).doing("archiving", path)?;
+    write_path(path, &mut sink)?;
     Ok(sink.finish())
+}
+
+/// Reads the tree at `path` through the filesystem and writes its archive.
+pub fn write_path(path: &Path, out: &mut impl Write) -> Result<()> {
+    string(out, b"nix-archive-1").and_then(|()| node(out, path)).doing("archiving", path)
 }
 
 /// SHA-256 of bytes in memory.
@@ -104,47 +109,47 @@ impl HashSink {
     pub(crate) fn finish(self) -> ([u8; 32], u64) {
         (self.hasher.finalize().into(), self.size)
     }
+}
 
-    fn string(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let mut out = Vec::with_capacity(bytes.len() + 16);
-        put(&mut out, bytes);
-        self.write_all(&out)
-    }
+fn string(out: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+    let mut piece = Vec::with_capacity(bytes.len() + 16);
+    put(&mut piece, bytes);
+    out.write_all(&piece)
+}
 
-    fn strings(&mut self, all: &[&[u8]]) -> io::Result<()> {
-        all.iter().try_for_each(|s| self.string(s))
-    }
+fn strings(out: &mut impl Write, all: &[&[u8]]) -> io::Result<()> {
+    all.iter().try_for_each(|s| string(out, s))
+}
 
-    fn path(&mut self, path: &Path) -> io::Result<()> {
-        let meta = fs::symlink_metadata(path)?;
-        self.strings(&[b"(", b"type"])?;
-        if meta.is_symlink() {
-            self.strings(&[b"symlink", b"target", fs::read_link(path)?.as_os_str().as_bytes()])?;
-        } else if meta.is_dir() {
-            self.string(b"directory")?;
-            let mut entries: Vec<_> = fs::read_dir(path)?.collect::<io::Result<_>>()?;
-            entries.sort_by_key(|e| e.file_name().as_bytes().to_vec());
-            for entry in entries {
-                self.strings(&[b"entry", b"(", b"name", entry.file_name().as_bytes(), b"node"])?;
-                self.path(&entry.path())?;
-                self.string(b")")?;
-            }
-        } else {
-            self.string(b"regular")?;
-            if meta.permissions().mode() & 0o100 != 0 {
-                self.strings(&[b"executable", b""])?;
-            }
-            self.string(b"contents")?;
-            self.write_all(&meta.len().to_le_bytes())?;
-            let copied = io::copy(&mut fs::File::open(path)?, self)?;
-            if copied != meta.len() {
-                return Err(io::Error::other("the file is not as long as its size says"));
-            }
-            let padding = (8 - (copied % 8) as usize) % 8;
-            self.write_all(&[0; 8][..padding])?;
+fn node(out: &mut impl Write, path: &Path) -> io::Result<()> {
+    let meta = fs::symlink_metadata(path)?;
+    strings(out, &[b"(", b"type"])?;
+    if meta.is_symlink() {
+        strings(out, &[b"symlink", b"target", fs::read_link(path)?.as_os_str().as_bytes()])?;
+    } else if meta.is_dir() {
+        string(out, b"directory")?;
+        let mut entries: Vec<_> = fs::read_dir(path)?.collect::<io::Result<_>>()?;
+        entries.sort_by_key(|e| e.file_name().as_bytes().to_vec());
+        for entry in entries {
+            strings(out, &[b"entry", b"(", b"name", entry.file_name().as_bytes(), b"node"])?;
+            node(out, &entry.path())?;
+            string(out, b")")?;
         }
-        self.string(b")")
+    } else {
+        string(out, b"regular")?;
+        if meta.permissions().mode() & 0o100 != 0 {
+            strings(out, &[b"executable", b""])?;
+        }
+        string(out, b"contents")?;
+        out.write_all(&meta.len().to_le_bytes())?;
+        let copied = io::copy(&mut fs::File::open(path)?, out)?;
+        if copied != meta.len() {
+            return Err(io::Error::other("the file is not as long as its size says"));
+        }
+        let padding = (8 - (copied % 8) as usize) % 8;
+        out.write_all(&[0; 8][..padding])?;
     }
+    string(out, b")")
 }
 
 #[cfg(test)]
@@ -163,5 +168,8 @@ mod tests {
         let archive = tree.archive();
         assert_eq!(hash_path(dir.path()).unwrap(), (sha256(&archive), archive.len() as u64));
         assert_eq!(archive.len() % 8, 0);
+        let mut written = Vec::new();
+        write_path(dir.path(), &mut written).unwrap();
+        assert_eq!(written, archive);
     }
 }

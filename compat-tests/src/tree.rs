@@ -32,7 +32,7 @@ pub fn from_usr(to: &Path, bytes: u64) -> Result<String> {
 }
 
 /// The bytes in all regular files below a directory.
-fn contents(dir: &Path) -> Result<u64> {
+pub fn contents(dir: &Path) -> Result<u64> {
     let mut sum = 0;
     for entry in fs::read_dir(dir).doing("listing", dir)? {
         let entry = entry.doing("listing", dir)?;
@@ -88,6 +88,37 @@ pub fn count(dir: &Path) -> Result<u64> {
     Ok(sum)
 }
 
+/// Divides a tree among directories `0` to `parts - 1` of `to`, of about as many bytes each: hard links of its files, under
+/// the names they have.
+pub fn divide(tree: &Path, to: &Path, parts: u64) -> Result<()> {
+    let (whole, mut passed) = (contents(tree)?.max(1), 0);
+    divide_below(tree, Path::new(""), to, &mut |length| {
+        let part = (passed * parts / whole).min(parts - 1);
+        passed += length;
+        part
+    })
+}
+
+fn divide_below(tree: &Path, below: &Path, to: &Path, part: &mut dyn FnMut(u64) -> u64) -> Result<()> {
+    let dir = tree.join(below);
+    let mut entries: Vec<_> = fs::read_dir(&dir).doing("listing", &dir)?.flatten().collect();
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let meta = entry.metadata().doing("looking at", entry.path())?;
+        let below = below.join(entry.file_name());
+        if meta.is_dir() {
+            divide_below(tree, &below, to, part)?;
+        } else {
+            let length = if meta.is_file() { meta.len() } else { 0 };
+            let link = to.join(part(length).to_string()).join(&below);
+            let parent = link.parent().unwrap_or(to);
+            fs::create_dir_all(parent).doing("creating", parent)?;
+            fs::hard_link(entry.path(), &link).doing("linking", &link)?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes a file of that length which compresses as real files do and shares nothing with them: the files of a tree one
 /// after the other, every byte changed, and changed otherwise each time round.
 pub fn large_file(tree: &Path, to: &Path, length: u64) -> Result<()> {
@@ -116,4 +147,26 @@ fn append(dir: &Path, to: &mut impl Write, left: &mut u64, change: u8) -> Result
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_is_divided_evenly_and_completely() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, to) = (dir.path().join("tree"), dir.path().join("to"));
+        for n in 0..40 {
+            let file = tree.join(format!("d{}/f{n}", n % 4));
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, vec![0; 100]).unwrap();
+        }
+        std::os::unix::fs::symlink("nowhere", tree.join("link")).unwrap();
+        divide(&tree, &to, 8).unwrap();
+        let parts: Vec<u64> = (0..8).map(|n| contents(&to.join(n.to_string())).unwrap()).collect();
+        assert_eq!(parts, [500; 8]);
+        assert_eq!(fs::read_dir(&to).unwrap().count(), 8);
+        assert!(to.join("7/link").is_symlink());
+    }
 }

@@ -9,13 +9,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use compat_tests::checks::expect_contains;
+use compat_tests::ssh::executable;
 use compat_tests::subject::{SOCKET, default_conf};
 use compat_tests::{Call, Daemon, Room, Subject, Who};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::builds::wait_until;
-use crate::remote::executable;
 use crate::{Setup, castored_setup, derivation};
 
 /// Far away, according to its name.
@@ -98,7 +98,7 @@ impl Near {
         let (bin, ssh_log) = (room.dir().join("near-bin"), room.dir().join("ssh-log"));
         fs::create_dir(&bin).unwrap();
         let ssh = SSH.replace("@log@", ssh_log.to_str().unwrap()).replace("@bin@", bin.to_str().unwrap());
-        executable(&bin.join("ssh"), &ssh);
+        executable(&bin.join("ssh"), &ssh).unwrap();
         let mut command = setup.subject.command(room, &default_conf()).unwrap();
         command.env("PATH", format!("{}:/usr/bin:/bin", bin.display()));
         let daemon = Daemon::spawn(command, room, Path::new(SOCKET)).unwrap();
@@ -116,7 +116,7 @@ impl Near {
             far.socket().display(),
             castored.display()
         );
-        executable(&self.bin.join("nix-daemon"), &script);
+        executable(&self.bin.join("nix-daemon"), &script).unwrap();
     }
 
     /// A stock release's command, with a store of its own.
@@ -133,7 +133,7 @@ impl Near {
             release.command(command).display()
         );
         let path = self.bin.join(format!("{command}-{version}"));
-        executable(&path, &script);
+        executable(&path, &script).unwrap();
         path
     }
 
@@ -346,7 +346,8 @@ fn a_machine_that_cannot_be_reached_is_passed_over() {
     expect_contains(&failed.stderr, "No route to host").unwrap();
     near.build("ssh://nowhere.example", &simple("fourth")).args(["--max-jobs", "1"]).ok().unwrap();
     let silent = format!("ssh-ng://localhost?remote-program={}", near.bin.join("mute").display());
-    executable(&near.bin.join("mute"), "#!/bin/sh\necho I am not a daemon >&2; echo nor do I speak like one\n");
+    executable(&near.bin.join("mute"), "#!/bin/sh\necho I am not a daemon >&2; echo nor do I speak like one\n")
+        .unwrap();
     let built = near.build(&silent, &simple("fifth")).args(["--max-jobs", "1"]).ok().unwrap();
     for text in ["cannot build on 'ssh-ng://localhost?", "I am not a daemon"] {
         expect_contains(&built.stderr, text).unwrap();

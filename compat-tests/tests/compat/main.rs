@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test, a panic is the report")]
 
 mod bad_input;
+mod budget;
 mod builders;
 mod builds;
 mod builtins;

@@ -2,40 +2,13 @@
 //! `nix-daemon --stdio` (`ssh-ng://`). In place of ssh stands a script that runs the command on this machine.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use compat_tests::checks::expect_contains;
+use compat_tests::ssh::{HOST, stand_in};
 use compat_tests::{Call, Release, Who};
 
 use crate::{Setup, derivation, setup};
-
-/// A host that is not this machine's name, or clients would pass over ssh.
-const HOST: &str = "builder.example";
-
-/// What clients need of ssh: options are passed over, and a client that waits for the connection is told of it.
-const SSH: &str = r#"#!/bin/sh
-started=
-while [ $# -gt 0 ]; do
-  case "$1" in
-    -O) exit 1 ;;
-    -oLocalCommand=*) started=1; shift ;;
-    -[bcDeFIiJLlmopQRSWw]) shift 2 ;;
-    --) shift; break ;;
-    -*) shift ;;
-    *) if [ -n "$host" ]; then break; fi; host=$1; shift ;;
-  esac
-done
-[ "$1" = -- ] && shift
-[ -n "$started" ] && echo started
-PATH=@remote@:$PATH
-export PATH
-# ssh brings no environment along; the far machine's configuration is the daemon's.
-unset NIX_REMOTE
-NIX_CONF_DIR=@conf@
-export NIX_CONF_DIR
-exec /bin/sh -c "$*"
-"#;
 
 /// The far machine: what the script finds there, and a near store of the client's own.
 struct Far<'a> {
@@ -47,28 +20,9 @@ struct Far<'a> {
 
 impl<'a> Far<'a> {
     fn new(setup: &'a Setup, release: &'a Release) -> Self {
-        let room = &setup.room;
-        let dir = room.dir().join(format!("far-{}", release.version));
-        let (near_bin, far_bin) = (dir.join("near"), dir.join("far"));
-        fs::create_dir_all(&near_bin).unwrap();
-        fs::create_dir_all(&far_bin).unwrap();
-        let conf = room.dir().join("daemon-conf");
-        let ssh = SSH.replace("@remote@", far_bin.to_str().unwrap()).replace("@conf@", conf.to_str().unwrap());
-        executable(&near_bin.join("ssh"), &ssh);
-        let nix_store = release.command("nix-store");
-        executable(
-            &far_bin.join("nix-store"),
-            &format!("#!/bin/sh\nNIX_REMOTE=daemon exec {} \"$@\"\n", nix_store.display()),
-        );
-        let daemon = if setup.subject.is_stock() {
-            setup.subject.binary().to_owned()
-        } else {
-            setup.subject.copy_into(room).unwrap()
-        };
-        symlink(daemon, far_bin.join("nix-daemon")).unwrap();
-        let bin = release.prefix.join("bin");
-        let path = format!("{}:{}:/usr/bin:/bin", near_bin.display(), bin.display());
-        Self { setup, release, path, near: room.tmp(&format!("near-{}", release.version)) }
+        let path = stand_in(&setup.room, &setup.subject, release).unwrap();
+        let near = setup.room.tmp(&format!("near-{}", release.version));
+        Self { setup, release, path, near }
     }
 
     /// A client's command, whose own store is the near one.
@@ -151,11 +105,6 @@ impl<'a> Far<'a> {
         expect_contains(&refused.stderr, "signature").unwrap();
         assert!(!Path::new(&out).exists());
     }
-}
-
-pub(crate) fn executable(path: &Path, text: &str) {
-    fs::write(path, text).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 fn remote(version: &str, test: impl Fn(&Far)) {

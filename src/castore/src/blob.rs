@@ -90,6 +90,11 @@ impl Blobs {
         Ok(Some(list))
     }
 
+    /// Bytes of the decoded lists in memory.
+    pub(crate) fn cached_bytes(&self) -> u64 {
+        self.lists.weight()
+    }
+
     /// Empties the cache.
     pub(crate) fn forget(&self) {
         self.lists.clear();

@@ -61,6 +61,11 @@ impl BlockCache {
         })
     }
 
+    /// Bytes of the blocks that are here.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.blocks.weight()
+    }
+
     /// How many blocks were found and not found.
     pub(crate) fn hits_and_misses(&self) -> (u64, u64) {
         (self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed))

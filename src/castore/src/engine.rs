@@ -3,9 +3,11 @@
 //! Reading goes through the [`BlobService`] and [`DirectoryService`] the engine is. An import goes through a
 //! [`Session`], which groups and compresses what it puts; the services' `put` is a session for one call.
 
+mod costs;
 mod directories;
 mod garbage;
 mod hold;
+mod walk;
 
 use std::io::Read;
 use std::path::Path;
@@ -22,6 +24,7 @@ use directories::Directories;
 
 pub use crate::objects::Stats;
 pub use crate::session::{Hold, Session};
+pub use costs::{Cost, CostError, Costs, Distinct, MAX_OBJECTS, MAX_SETS};
 pub use garbage::Garbage;
 
 /// What can be chosen when an engine is opened: how memory is shared out.
@@ -50,6 +53,19 @@ impl Default for Options {
             seal_at: objects.seal_at,
         }
     }
+}
+
+/// What an engine has in memory, in bytes. What the database under the index caches it does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Decoded blocks: [`Options::cache_bytes`] at most.
+    pub blocks: u64,
+    /// Decoded directories: [`Options::directory_cache_bytes`] at most.
+    pub directories: u64,
+    /// Decoded chunk lists: [`Options::chunk_list_cache_bytes`] at most.
+    pub chunk_lists: u64,
+    /// What was committed and is not in the database yet: three times [`IndexOptions::overlay_bytes`] at most.
+    pub commits: u64,
 }
 
 /// Everything a castore keeps in one directory. One process owns it at a time; its threads share it freely.
@@ -92,6 +108,16 @@ impl Engine {
     /// The objects below the engine.
     pub fn objects(&self) -> &Arc<ObjectStore> {
         &self.objects
+    }
+
+    /// What is in memory now. Cheap.
+    pub fn memory(&self) -> Memory {
+        Memory {
+            blocks: self.objects.cached_bytes(),
+            directories: self.directories.cached_bytes(),
+            chunk_lists: self.blobs.cached_bytes(),
+            commits: self.index().pending_bytes(),
+        }
     }
 
     /// What is stored and how the block cache fares. Cheap.

@@ -322,6 +322,11 @@ impl Index {
         RecoveredIndex::open(dir, options)?.start(Arc::new(Nothing))
     }
 
+    /// Bytes of what was committed and is not in the database yet.
+    pub fn pending_bytes(&self) -> u64 {
+        self.inner.overlay.bytes() as u64
+    }
+
     /// Opens a table, creating it when there is none. Ask once and keep the answer: this waits for
     /// scans to end (so it must not be called inside one), and a creation is written to disk.
     pub fn table(&self, name: &'static str) -> Result<Table, IndexError> {

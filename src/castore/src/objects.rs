@@ -302,6 +302,11 @@ impl ObjectStore {
         Ok(self.core.index.sync()?)
     }
 
+    /// Bytes of decoded blocks in memory.
+    pub(crate) fn cached_bytes(&self) -> u64 {
+        self.core.cache.bytes()
+    }
+
     /// What the store holds. Cheap: nothing is counted for it.
     #[must_use]
     pub fn stats(&self) -> Stats {

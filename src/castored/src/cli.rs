@@ -7,12 +7,13 @@ use std::process::ExitCode;
 use ::daemon::Locations;
 use clap::{Args, Parser, Subcommand};
 
+use crate::budget::Budget;
 use crate::failure::Failure;
 use crate::mount::MountArgs;
 use crate::moving::{AdoptArgs, ExportArgs};
 use crate::serve::ServeArgs;
 use crate::umount::UmountArgs;
-use crate::{daemon, fsck, import, kept, mount, moving, serve, stats, status, umount};
+use crate::{daemon, du, fsck, import, kept, mount, moving, serve, stats, status, umount};
 
 /// A drop-in replacement for nix-daemon: a content-addressed, deduplicated, compressed Nix store.
 #[derive(Debug, Parser)]
@@ -62,7 +63,9 @@ enum Command {
     /// damage is left.
     Fsck(FsckArgs),
     /// Show how much the store holds and what it takes on disk.
-    Stats(FormatArgs),
+    Stats(StatsArgs),
+    /// Show what store paths cost on disk, alone and with all they need: what only they use, and what they share with others.
+    Du(DuArgs),
 }
 
 #[derive(Debug, Args)]
@@ -76,6 +79,9 @@ pub(crate) struct DaemonArgs {
     /// Override a setting of nix.conf.
     #[arg(long, num_args = 2, value_names = ["NAME", "VALUE"], action = clap::ArgAction::Append)]
     option: Vec<String>,
+    /// Share out so much memory, in bytes (K, M and G are understood): the setting memory-budget of castored.conf.
+    #[arg(long, value_name = "BYTES")]
+    memory_budget: Option<String>,
     /// Record every session in this directory: both directions, byte by byte, with all that is added and read. For
     /// reports of bugs.
     #[arg(long, value_name = "DIR")]
@@ -116,6 +122,24 @@ pub(crate) struct FsckArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct StatsArgs {
+    #[command(flatten)]
+    format: FormatArgs,
+    /// Draw where the bytes go, as SVG.
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DuArgs {
+    #[command(flatten)]
+    format: FormatArgs,
+    /// The store paths, 32 at most.
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<String>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct FormatArgs {
     /// Print JSON.
     #[arg(long)]
@@ -128,13 +152,15 @@ impl Cli {
         match self.command {
             Command::Daemon(DaemonArgs { replace: true, option, .. }) => {
                 // What it would fail at is better said here.
-                daemon::settings(&locations, &pairs(&option))?;
+                let settings = daemon::settings(&locations, &pairs(&option))?;
+                Budget::new(::daemon::memory_budget(&settings)?)?;
                 kept::replace(&locations)
             }
             Command::Daemon(args) => {
                 let grpc = listen("--grpc-listen", &args.grpc_listen)?;
                 let http = args.http.map(|address| listen("--http", &address)).transpose()?;
-                let (overrides, record, keeper) = (pairs(&args.option), args.record, !args.no_keeper);
+                let (mut overrides, record, keeper) = (pairs(&args.option), args.record, !args.no_keeper);
+                overrides.extend(args.memory_budget.map(|bytes| ("memory-budget".to_owned(), bytes)));
                 daemon::run(daemon::Options { locations, grpc, http, overrides, record, forced_trust: None, keeper })
             }
             Command::Import(args) => import::run(&locations, &args.paths),
@@ -147,7 +173,8 @@ impl Cli {
             Command::Fsck(FsckArgs { repair, rebuild_index, json, paths }) => {
                 fsck::run(&locations, fsck::Options { repair, rebuild_index, json, paths })
             }
-            Command::Stats(args) => stats::run(&locations, args.json),
+            Command::Stats(args) => stats::run(&locations, args.format.json, args.plot.as_deref()),
+            Command::Du(args) => du::run(&locations, args.format.json, &args.paths),
         }
     }
 }

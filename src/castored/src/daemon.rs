@@ -19,8 +19,10 @@ use tokio::net::unix::UCred;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+use crate::budget::Budget;
 use crate::failure::Failure;
 use crate::kept::{self, Note};
+use crate::sizes::serve as sizes;
 use crate::{fsck, mending, state, status};
 
 /// Worker threads for what reads the disk or hashes. Idle ones end.
@@ -53,6 +55,9 @@ struct Ports {
     grpc: Option<SocketAddr>,
     http: Option<SocketAddr>,
 }
+
+/// Tells how many bytes of directories the mount has in memory.
+pub(crate) type Listings = Box<dyn Fn() -> u64 + Send + Sync>;
 
 /// How a daemon ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,58 +134,82 @@ fn open_and_serve(
         Termination::catch(manager.keeps())?
     };
 
-    let (store, settings) = match left {
+    let (store, settings, budget) = match left {
         Some(left) => {
             let note = Note::of(&left);
             state::make_directories(&locations)?;
-            let store =
-                open_store(&locations, if note.immediate { Durability::Immediate } else { Durability::Grouped })?;
-            let mount_options = mount::Options { group: note.group, ..mount::Options::default() };
-            *mount = Some(Mount::take_over(store.clone(), left, mount_options)?);
+            let budget = Budget::new(note.memory)?;
+            let store = open_store(&locations, note.durability(), &budget)?;
+            *mount = Some(Mount::take_over(store.clone(), left, mount_options(&note, &budget))?);
             // Not before: it may lie in the store.
             let settings = settings(&locations, &overrides)?;
-            if (::daemon::durability(&settings)? == Durability::Immediate) != note.immediate {
-                tracing::warn!(
-                    "the setting 'durability' was changed; it takes effect when castored is stopped and started"
-                );
+            for (name, changed) in [
+                ("durability", (::daemon::durability(&settings)? == Durability::Immediate) != note.immediate),
+                ("memory-budget", ::daemon::memory_budget(&settings)? != note.memory),
+            ] {
+                if changed {
+                    tracing::warn!(
+                        "the setting '{name}' was changed; it takes effect when castored is stopped and started"
+                    );
+                }
             }
-            (store, settings)
+            (store, settings, budget)
         }
         None => {
             let settings = settings(&locations, &overrides)?;
+            let (durability, memory) = (::daemon::durability(&settings)?, ::daemon::memory_budget(&settings)?);
+            let budget = Budget::new(memory)?;
             state::prepare(&locations)?;
-            let durability = ::daemon::durability(&settings)?;
-            let store = open_store(&locations, durability)?;
+            let note = Note { group: build_group(&settings), immediate: durability == Durability::Immediate, memory };
+            let store = open_store(&locations, note.durability(), &budget)?;
             state::prepare_store_dir(&locations)?;
-            let note = Note { group: build_group(&settings), immediate: durability == Durability::Immediate };
-            *mount = Some(mount_store(&store, &locations, &note, manager)?);
-            (store, settings)
+            *mount = Some(mount_store(&store, &locations, &note, &budget, manager)?);
+            (store, settings, budget)
         }
     };
+    let mut listings: Listings = Box::new(|| 0);
     if let Some(mount) = mount {
         let recognise = mount.recogniser();
         store.recognise_files(Arc::new(move |file| recognise(file.device, file.inode)));
+        listings = Box::new(mount.directories_in_memory());
     }
     let ports = Ports { grpc, http: http.map_or_else(|| ::daemon::http_listen(&settings), Ok)? };
-    let extras = extras(&settings, &locations, record, forced_trust)?;
+    let extras = Extras { streams: Some(budget.streams()), ..extras(&settings, &locations, record, forced_trust)? };
     if let Ok(remote) = std::env::var("NIX_REMOTE") {
         tracing::warn!(remote, "ignoring NIX_REMOTE: a daemon is not its own client");
     }
-    let served = runtime.block_on(serve(store.clone(), settings, locations, ports, extras, manager, termination));
+    let service = Service { settings, ports, extras, budget, listings };
+    let served = runtime.block_on(serve(store.clone(), service, locations, manager, termination));
     // Sessions and builds that are still running end here.
     drop(runtime);
     store.sync()?;
     served
 }
 
-pub(crate) fn open_store(locations: &Locations, durability: Durability) -> Result<Arc<Store>, Failure> {
-    let config = Config::new(locations.store_dir.clone(), &locations.state_dir);
-    Ok(Store::open(Config { durability, ..config })?)
+pub(crate) fn open_store(
+    locations: &Locations,
+    durability: Durability,
+    budget: &Budget,
+) -> Result<Arc<Store>, Failure> {
+    let mut config = Config::new(locations.store_dir.clone(), &locations.state_dir);
+    config.durability = durability;
+    budget.configure(&mut config);
+    Ok(Store::open(config)?)
 }
 
-fn mount_store(store: &Arc<Store>, locations: &Locations, note: &Note, manager: &Manager) -> Result<Mount, Failure> {
+fn mount_options(note: &Note, budget: &Budget) -> mount::Options {
+    mount::Options { group: note.group, directory_cache_bytes: budget.listings(), ..mount::Options::default() }
+}
+
+fn mount_store(
+    store: &Arc<Store>,
+    locations: &Locations,
+    note: &Note,
+    budget: &Budget,
+    manager: &Manager,
+) -> Result<Mount, Failure> {
     let store_dir = Path::new(locations.store_dir.as_str());
-    let options = mount::Options { group: note.group, ..mount::Options::default() };
+    let options = mount_options(note, budget);
     if !manager.keeps() {
         return Ok(Mount::new(store.clone(), store_dir, options)?);
     }
@@ -210,7 +239,7 @@ fn extras(
         }
         None => None,
     };
-    Ok(Extras { recorder, forced_trust })
+    Ok(Extras { recorder, forced_trust, streams: None })
 }
 
 /// The group that stock gives its store directory to. A client run as root without the daemon would do that first, and stop
@@ -220,15 +249,23 @@ fn build_group(settings: &Settings) -> Option<u32> {
     nix::unistd::Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw())
 }
 
-async fn serve(
-    store: Arc<Store>,
+/// How clients are served.
+struct Service {
     settings: Settings,
-    locations: Locations,
     ports: Ports,
     extras: Extras,
+    budget: Budget,
+    listings: Listings,
+}
+
+async fn serve(
+    store: Arc<Store>,
+    service: Service,
+    locations: Locations,
     manager: &Manager,
     termination: Termination,
 ) -> Result<End, Failure> {
+    let Service { settings, ports, extras, budget, listings } = service;
     let config = build_config(&locations, &settings);
     let scheduler = Scheduler::new(store.clone(), config, Box::new(Substituters::new(store.clone())));
     mending::start(&store, scheduler.clone(), &settings);
@@ -241,7 +278,8 @@ async fn serve(
     let checks =
         fsck::Server { store: store.clone(), scheduler: scheduler.clone(), settings: Arc::new(settings.clone()) };
     let daemon = Daemon::new(store.clone(), scheduler.clone(), settings, locations.clone(), extras)?;
-    let status = status::Source { daemon: daemon.clone(), scheduler, store };
+    let measuring = (sizes::listen(&locations.state_dir)?, store.clone());
+    let status = status::Source { daemon: daemon.clone(), scheduler, store, budget, listings };
     let answering = status::listen(&locations.state_dir)?;
     let checking = fsck::listen(&locations.state_dir)?;
     let (listener, own_socket) = match kept::activated(manager)? {
@@ -267,6 +305,7 @@ async fn serve(
     });
     tokio::spawn(status::answer(answering, status));
     tokio::spawn(checks.run(checking));
+    tokio::spawn(sizes::serve(measuring.0, measuring.1));
     let end = tokio::spawn(async move {
         let end = termination.wait().await;
         let _ = stop.send(true);

@@ -78,6 +78,12 @@ pub(crate) enum Failure {
     NotYours(PathBuf),
     #[error("the daemon could not check its store: {0}")]
     Fsck(String),
+    #[error(
+        "memory-budget is {bytes} bytes; the daemon needs at least {least} ({})", indicatif::HumanBytes(*least)
+    )]
+    Budget { bytes: u64, least: u64 },
+    #[error("the daemon could not tell sizes: {0}")]
+    Sizes(String),
     #[error("{0}")]
     Usage(String),
 }

@@ -72,7 +72,7 @@ pub(crate) fn run(locations: &Locations, options: Options) -> Result<ExitCode, F
 }
 
 /// The base name of the store path that `text` is or lies in.
-fn base_name(locations: &Locations, text: &str) -> Result<String, Failure> {
+pub(crate) fn base_name(locations: &Locations, text: &str) -> Result<String, Failure> {
     let below = text.strip_prefix(locations.store_dir.as_str()).map_or(text, |rest| rest.trim_start_matches('/'));
     let name = below.split('/').next().unwrap_or_default();
     match StorePath::from_base_name(name) {

@@ -11,6 +11,7 @@ use ::daemon::Locations;
 use keeper::{Config, Keeper, Limits, Manager, image, replace};
 use mount::Kept;
 use serde::{Deserialize, Serialize};
+use store::Durability;
 use tokio::net::UnixListener;
 
 use crate::failure::Failure;
@@ -33,9 +34,16 @@ pub(crate) struct Note {
     pub(crate) group: Option<u32>,
     /// Whether registrations are durable before they are answered.
     pub(crate) immediate: bool,
+    /// The memory budget in bytes, if one is set.
+    #[serde(default)]
+    pub(crate) memory: Option<u64>,
 }
 
 impl Note {
+    pub(crate) fn durability(&self) -> Durability {
+        if self.immediate { Durability::Immediate } else { Durability::Grouped }
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).unwrap_or_default()
     }

@@ -4,8 +4,10 @@
 //! stock's takes ([`stock`]); as `castored-sandbox` it is the helper that a build runs in, and nothing else.
 
 mod bar;
+mod budget;
 mod cli;
 mod daemon;
+mod du;
 mod failure;
 mod fsck;
 mod import;
@@ -14,6 +16,7 @@ mod mending;
 mod mount;
 mod moving;
 mod peer;
+mod plot;
 mod serve;
 mod sizes;
 mod state;

@@ -7,6 +7,7 @@ use ::daemon::Locations;
 use clap::Args;
 use http_cache::{Limits, Server};
 
+use crate::budget::Budget;
 use crate::daemon::{self, Termination, start_logging};
 use crate::failure::Failure;
 use crate::state;
@@ -30,10 +31,12 @@ pub(crate) fn run(locations: &Locations, args: &ServeArgs) -> Result<ExitCode, F
         (Termination::catch(false)?, Server::bind(args.listen)?)
     };
     state::prepare(locations)?;
-    let store = daemon::open_store(locations, ::daemon::durability(&settings)?).map_err(|failure| match failure {
-        Failure::Store(error @ store::Error::InUse { .. }) => Failure::ServedByDaemon(error),
-        other => other,
-    })?;
+    let budget = Budget::new(::daemon::memory_budget(&settings)?)?;
+    let store =
+        daemon::open_store(locations, ::daemon::durability(&settings)?, &budget).map_err(|failure| match failure {
+            Failure::Store(error @ store::Error::InUse { .. }) => Failure::ServedByDaemon(error),
+            other => other,
+        })?;
     let served = daemon::served_over_http(&store, &settings, locations)?;
     let address = server.address().unwrap_or(args.listen);
     tracing::info!(store = locations.store_dir.as_str(), "serving on http://{address}");

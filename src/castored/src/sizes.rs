@@ -1,11 +1,13 @@
 //! How much a store holds, and what that takes on disk.
 
+pub(crate) mod serve;
+
 use std::ops::ControlFlow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use indicatif::{HumanBytes, HumanDuration};
 use serde::{Deserialize, Serialize};
-use store::Store;
+use store::{PathCost, Store};
 
 use crate::failure::Failure;
 
@@ -18,7 +20,11 @@ pub(crate) struct Stats {
     pub(crate) nar_bytes: u64,
     /// Distinct objects: chunks, chunk lists and directories.
     pub(crate) objects: u64,
-    /// Their bytes before compression.
+    /// What the paths come to when equal files and directories count once, in bytes; only where it was asked for, since it
+    /// takes a look at all of them.
+    #[serde(default)]
+    pub(crate) distinct_bytes: Option<u64>,
+    /// The objects' bytes before compression: files cut into chunks, equal ones counted once.
     pub(crate) unique_bytes: u64,
     /// Bytes of all packs.
     pub(crate) stored_bytes: u64,
@@ -47,7 +53,53 @@ pub(crate) struct Sweep {
     pub(crate) rewritten_bytes: u64,
 }
 
+/// What a path costs.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PathSizes {
+    /// The full path.
+    pub(crate) path: String,
+    /// Its NAR size, in bytes.
+    pub(crate) nar_bytes: u64,
+    /// Bytes on disk that only it uses.
+    pub(crate) unique_bytes: u64,
+    /// Bytes on disk that other valid paths use as well.
+    pub(crate) shared_bytes: u64,
+    /// The same for it and all it needs, together.
+    pub(crate) closure: ClosureSizes,
+}
+
+/// What a path costs together with all it needs.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ClosureSizes {
+    /// How many paths that are.
+    pub(crate) paths: u64,
+    /// The sum of their NAR sizes, in bytes.
+    pub(crate) nar_bytes: u64,
+    /// Bytes on disk that only they use.
+    pub(crate) unique_bytes: u64,
+    /// Bytes on disk that valid paths outside use as well.
+    pub(crate) shared_bytes: u64,
+}
+
+impl PathSizes {
+    fn of(store: &Store, cost: &PathCost) -> Self {
+        Self {
+            path: store.store_dir().display(&cost.path),
+            nar_bytes: cost.nar_size,
+            unique_bytes: cost.cost.unique,
+            shared_bytes: cost.cost.shared,
+            closure: ClosureSizes {
+                paths: cost.closure_paths,
+                nar_bytes: cost.closure_nar_size,
+                unique_bytes: cost.closure_cost.unique,
+                shared_bytes: cost.closure_cost.shared,
+            },
+        }
+    }
+}
+
 impl Stats {
+    /// All that is known without a look at every tree.
     pub(crate) fn of(store: &Store) -> Result<Self, Failure> {
         let mut stats = Self::default();
         store.for_each(&mut |entry| {
@@ -74,8 +126,14 @@ impl Stats {
     pub(crate) fn print(&self) {
         println!("store paths    {:>12}", self.paths);
         println!("NAR size       {:>12}", HumanBytes(self.nar_bytes).to_string());
-        println!("deduplicated   {:>12}  {}", HumanBytes(self.unique_bytes).to_string(), self.ratio(self.unique_bytes));
-        println!("on disk        {:>12}  {}", HumanBytes(self.stored_bytes).to_string(), self.ratio(self.stored_bytes));
+        let line = |what: &str, bytes: u64| {
+            println!("{what:<14} {:>12}  {}", HumanBytes(bytes).to_string(), self.ratio(bytes));
+        };
+        if let Some(distinct) = self.distinct_bytes {
+            line("files once", distinct);
+        }
+        line("chunks once", self.unique_bytes);
+        line("on disk", self.stored_bytes);
         let share = self.unique_bytes as f64 / self.held_bytes.max(1) as f64 * 100.0;
         println!("objects        {:>12}  in {} packs, of which {share:.1} % is alive", self.objects, self.packs);
         if let Some(sweep) = &self.last_sweep {

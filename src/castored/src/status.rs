@@ -4,7 +4,6 @@
 //! may enter: it shows what everybody builds.
 
 use std::io::Read;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -18,8 +17,11 @@ use store::Store;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 
+use crate::budget::{Budget, Memory};
+use crate::daemon::Listings;
 use crate::failure::Failure;
 use crate::sizes::Stats;
+use crate::state;
 
 /// The longest status read, in bytes.
 const MAX_STATUS: u64 = 64 << 20;
@@ -32,6 +34,8 @@ pub(crate) struct Status {
     pub(crate) store_dir: String,
     pub(crate) clients: Vec<ClientStatus>,
     pub(crate) builds: Vec<BuildStatus>,
+    #[serde(default)]
+    pub(crate) memory: Memory,
     pub(crate) stats: Stats,
 }
 
@@ -64,6 +68,8 @@ pub(crate) struct Source {
     pub(crate) daemon: Arc<Daemon>,
     pub(crate) scheduler: Arc<Scheduler>,
     pub(crate) store: Arc<Store>,
+    pub(crate) budget: Budget,
+    pub(crate) listings: Listings,
 }
 
 fn socket(state_dir: &Path) -> PathBuf {
@@ -71,10 +77,7 @@ fn socket(state_dir: &Path) -> PathBuf {
 }
 
 pub(crate) fn listen(state_dir: &Path) -> Result<UnixListener, Failure> {
-    let path = socket(state_dir);
-    // The state directory is locked by now: whatever is there is a dead daemon's.
-    let _ = std::fs::remove_file(&path);
-    UnixListener::bind(&path).map_err(Failure::file("listen on", path))
+    state::listen(&socket(state_dir))
 }
 
 /// Answers everybody who connects.
@@ -120,6 +123,7 @@ impl Source {
                     seconds: build.started.map(|started| now().saturating_sub(started)),
                 })
                 .collect(),
+            memory: self.budget.used(&self.store, &self.daemon, (self.listings)()),
             stats: Stats::of(&self.store)?,
         })
     }
@@ -132,10 +136,7 @@ fn now() -> u64 {
 /// Asks the daemon of a state directory.
 pub(crate) fn ask(state_dir: &Path) -> Result<Status, Failure> {
     let path = socket(state_dir);
-    let stream = UnixStream::connect(&path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::PermissionDenied => Failure::NotYours(path.clone()),
-        _ => ClientError::NoDaemon { path: path.clone(), source }.into(),
-    })?;
+    let stream = state::connect(&path)?;
     let mut text = Vec::new();
     stream.take(MAX_STATUS).read_to_end(&mut text).map_err(Failure::file("read from", &path))?;
     serde_json::from_slice(&text).map_err(|e| ClientError::Protocol(format!("its status cannot be read: {e}")).into())
@@ -164,6 +165,8 @@ pub(crate) fn run(locations: &Locations, json: bool) -> Result<ExitCode, Failure
             None => println!("  {}  waits for {}", build.derivation, build.waits_for.join(", ")),
         }
     }
+    println!();
+    status.memory.print();
     println!();
     status.stats.print();
     Ok(ExitCode::SUCCESS)

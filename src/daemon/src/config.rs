@@ -206,6 +206,17 @@ pub fn parse_listen(text: &str) -> Option<Option<SocketAddr>> {
     }
 }
 
+/// castored's own setting `memory-budget`: a number of bytes, as stock's settings have them. None when it is not set.
+///
+/// # Errors
+/// [`ConfigError::Own`].
+pub fn memory_budget(settings: &Settings) -> Result<Option<u64>, ConfigError> {
+    let Some(text) = settings.other.get("memory-budget") else { return Ok(None) };
+    let expected = "a number of bytes nor one with K, M, G or T behind it";
+    let wrong = || ConfigError::Own { name: "memory-budget", value: text.clone(), expected };
+    conf::bytes(text).map(Some).ok_or_else(wrong)
+}
+
 fn parse(text: &str, origin: &Path) -> Result<Vec<(String, String)>, ConfigError> {
     let dir = origin.parent().unwrap_or(Path::new("/")).to_owned();
     let mut include = |path: &str, optional: bool| -> Result<Option<String>, String> {
@@ -266,6 +277,9 @@ mod tests {
         let grouped = load(Some("durability = grouped\nfsync-store-paths = true"));
         assert_eq!(durability(&grouped).unwrap(), Durability::Grouped);
         assert!(matches!(durability(&load(Some("durability = maybe"))), Err(ConfigError::Own { .. })));
+        assert_eq!(memory_budget(&load(None)).unwrap(), None);
+        assert_eq!(memory_budget(&load(Some("memory-budget = 256M"))).unwrap(), Some(256 << 20));
+        assert!(matches!(memory_budget(&load(Some("memory-budget = much"))), Err(ConfigError::Own { .. })));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::peer::{Peer, Trust};
 use crate::record::Recorder;
 use crate::recursive::ForBuilds;
 use crate::shares::{Shares, max_clients, max_clients_of_user};
-use crate::streams::Streams;
+use crate::streams::{MAX_STREAMS, Streams};
 
 /// Requests of one user who is not trusted that are large and have not arrived in full. Each is up to 64 MiB.
 const LARGE_REQUESTS_OF_USER: usize = 8;
@@ -52,6 +52,8 @@ pub struct Extras {
     pub recorder: Option<Recorder>,
     /// Takes every client for trusted or untrusted, whoever it is (stock's `daemon-trust-override`).
     pub forced_trust: Option<Trust>,
+    /// How many payloads and NARs may be under way at once; [`MAX_STREAMS`] unless told otherwise.
+    pub streams: Option<usize>,
 }
 
 #[derive(Default)]
@@ -85,7 +87,7 @@ impl Daemon {
         let max_clients = max_clients();
         let daemon = Arc::new(Self {
             keys: settings.public_keys()?.into(),
-            streams: Streams::new(),
+            streams: Streams::new(extras.streams.unwrap_or(MAX_STREAMS)),
             collections: Arc::default(),
             recorder: extras.recorder,
             forced_trust: extras.forced_trust,
@@ -101,6 +103,11 @@ impl Daemon {
         });
         daemon.scheduler.serve_builds(Arc::new(ForBuilds(Arc::downgrade(&daemon))));
         Ok(daemon)
+    }
+
+    /// Payloads and NARs that are under way now.
+    pub fn streams(&self) -> usize {
+        self.streams.running()
     }
 
     /// The clients that are connected now.

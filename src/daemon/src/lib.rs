@@ -27,7 +27,7 @@ mod shares;
 mod socket;
 mod streams;
 
-pub use config::{ConfigError, Locations, durability, http_listen, load_settings, parse_listen};
+pub use config::{ConfigError, Locations, durability, http_listen, load_settings, memory_budget, parse_listen};
 pub use connection::ConnectionError;
 pub use daemon::{Client, Daemon, Extras};
 pub use error::OpError;
@@ -37,3 +37,4 @@ pub use peer::{Peer, Trust};
 pub use record::Recorder;
 pub use server::Door;
 pub use session::NIX_VERSION;
+pub use streams::{MAX_STREAMS, STREAM_BYTES};

@@ -10,14 +10,17 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::error::OpError;
 use crate::shares::Shares;
 
-/// Payloads and NARs under way at once; more wait for their turn.
-const MAX_STREAMS: usize = 512;
-/// Those of one user who is not trusted. Each holds up to 3 MiB.
+/// Payloads and NARs under way at once, unless told otherwise; more wait for their turn.
+pub const MAX_STREAMS: usize = 512;
+/// What each holds at most in its buffers, in bytes.
+pub const STREAM_BYTES: u64 = 3 << 20;
+/// Those of one user who is not trusted; where there are few in all it is half of them.
 const MAX_STREAMS_OF_USER: usize = 64;
 
 /// Starts the threads.
 #[derive(Debug)]
 pub(crate) struct Streams {
+    most: usize,
     places: Arc<Semaphore>,
     shares: Shares,
 }
@@ -26,8 +29,15 @@ pub(crate) struct Streams {
 pub(crate) type Running<T> = oneshot::Receiver<T>;
 
 impl Streams {
-    pub(crate) fn new() -> Self {
-        Self { places: Arc::new(Semaphore::new(MAX_STREAMS)), shares: Shares::new(MAX_STREAMS_OF_USER) }
+    /// So many at once.
+    pub(crate) fn new(most: usize) -> Self {
+        let of_user = MAX_STREAMS_OF_USER.min(most.div_ceil(2));
+        Self { most, places: Arc::new(Semaphore::new(most)), shares: Shares::new(of_user) }
+    }
+
+    /// How many there are now.
+    pub(crate) fn running(&self) -> usize {
+        self.most.saturating_sub(self.places.available_permits())
     }
 
     /// Runs `work` on a thread of its own, once there is a place for it, and one in the share of that user if one is

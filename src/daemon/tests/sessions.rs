@@ -60,7 +60,7 @@ fn add_nar(info: PathInfo) -> Request {
 fn a_recording_has_every_byte_of_both_directions() {
     let rig = Rig::with_extras(true, |dir| {
         let recorder = Recorder::new(&dir.join("recordings"), &StoreDir::default()).unwrap();
-        Extras { recorder: Some(recorder), forced_trust: None }
+        Extras { recorder: Some(recorder), ..Extras::default() }
     });
     let dir = rig.dir().join("recordings");
     let mut stream = UnixStream::connect(&rig.socket).unwrap();
@@ -90,7 +90,7 @@ fn trust_can_be_forced_either_way() {
     for (listed, forced, told) in
         [(true, daemon::Trust::Untrusted, Trust::NotTrusted), (false, daemon::Trust::Trusted, Trust::Trusted)]
     {
-        let rig = Rig::with_extras(listed, |_| Extras { recorder: None, forced_trust: Some(forced) });
+        let rig = Rig::with_extras(listed, |_| Extras { forced_trust: Some(forced), ..Extras::default() });
         assert_eq!(rig.connect(38).trust(), told);
     }
 }

@@ -36,12 +36,19 @@ pub struct Options {
     pub read_ahead_kib: u32,
     /// Show the store directory with this group and mode 1775, as stock does, instead of as root's alone.
     pub group: Option<u32>,
+    /// Bytes of decoded directories in memory.
+    pub directory_cache_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Options {
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        Options { threads: processors.clamp(*THREADS.start(), *THREADS.end()), read_ahead_kib: 1024, group: None }
+        Options {
+            threads: processors.clamp(*THREADS.start(), *THREADS.end()),
+            read_ahead_kib: 1024,
+            group: None,
+            directory_cache_bytes: crate::tree::DIRECTORY_CACHE_BYTES,
+        }
     }
 }
 
@@ -50,6 +57,7 @@ impl Default for Options {
 pub struct Mount {
     mountpoint: PathBuf,
     entry: MountEntry,
+    tree: Arc<Tree>,
     server: Option<JoinHandle<io::Result<()>>>,
     invalidations: Arc<Invalidations>,
     detached: bool,
@@ -173,7 +181,7 @@ impl Mount {
         keep: impl FnOnce(&Unserved, &[u8]) -> io::Result<Option<(Kept, Option<Recent>)>>,
     ) -> Result<Mount, MountError> {
         let cannot_serve = cannot_serve(&unserved.mountpoint);
-        let tree = Arc::new(Tree::new(Arc::clone(&view)));
+        let tree = Arc::new(Tree::with_cache(Arc::clone(&view), options.directory_cache_bytes));
         let invalidations = Invalidations::new();
         let resent = Arc::new(OnceLock::new());
         let filesystem =
@@ -209,7 +217,7 @@ impl Mount {
             invalidations.forget(recent.names);
         }
         raise_read_ahead(&entry, options.read_ahead_kib);
-        Ok(Mount { mountpoint, entry, server: Some(server), invalidations, detached: false })
+        Ok(Mount { mountpoint, entry, tree, server: Some(server), invalidations, detached: false })
     }
 
     /// Where it is mounted, as an absolute path without symlinks.
@@ -225,6 +233,12 @@ impl Mount {
             let number = NodeId::from(inode).number();
             (Some(device) == own && number >= FIRST_ROOT_NUMBER).then_some(number)
         }
+    }
+
+    /// Tells how many bytes of decoded directories are in memory; [`Options::directory_cache_bytes`] at most.
+    pub fn directories_in_memory(&self) -> impl Fn() -> u64 + Send + Sync + use<> {
+        let tree = Arc::downgrade(&self.tree);
+        move || tree.upgrade().map_or(0, |tree| tree.cached_bytes())
     }
 
     /// Whether somebody else has unmounted it, so that there is nothing left to serve here. Other mount namespaces may still

@@ -14,7 +14,7 @@ use crate::NodeId;
 /// How many resolved nodes are kept; one takes about 100 bytes.
 const NODE_CACHE: usize = 16 * 1024;
 /// How much memory the decoded directories that are kept may take, in bytes.
-const DIRECTORY_CACHE_BYTES: u64 = 32 << 20;
+pub(crate) const DIRECTORY_CACHE_BYTES: u64 = 32 << 20;
 /// What an average directory takes; only sizes the cache's own table.
 const DIRECTORY_BYTES: u64 = 4 << 10;
 /// How many store paths are asked for at once to list the store directory.
@@ -141,12 +141,22 @@ pub enum TreeError {
 impl Tree {
     /// The tree of a store.
     pub fn new(view: Arc<dyn StoreView>) -> Tree {
-        let directories = (DIRECTORY_CACHE_BYTES / DIRECTORY_BYTES) as usize;
+        Tree::with_cache(view, DIRECTORY_CACHE_BYTES)
+    }
+
+    /// The tree of a store, with so many bytes of decoded directories in memory.
+    pub(crate) fn with_cache(view: Arc<dyn StoreView>, bytes: u64) -> Tree {
+        let directories = (bytes / DIRECTORY_BYTES).max(16) as usize;
         Tree {
             view,
             nodes: Cache::new(NODE_CACHE),
-            directories: Cache::with_weighter(directories, DIRECTORY_CACHE_BYTES, DirectoryWeight),
+            directories: Cache::with_weighter(directories, bytes, DirectoryWeight),
         }
+    }
+
+    /// Bytes of the decoded directories in memory.
+    pub(crate) fn cached_bytes(&self) -> u64 {
+        self.directories.weight()
     }
 
     /// What `stat` shows of a node.

@@ -23,7 +23,7 @@ mod value;
 
 pub use file::{MAX_INCLUDE_DEPTH, MAX_INCLUSIONS, parse};
 pub use settings::Settings;
-pub use value::{Sandbox, SandboxPath};
+pub use value::{Sandbox, SandboxPath, bytes};
 
 /// Something was asked for that needs an experimental feature (stock's words).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

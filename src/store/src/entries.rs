@@ -11,19 +11,25 @@ use quick_cache::sync::{Cache, GuardResult};
 use crate::error::Result;
 use crate::record::Entry;
 
-/// Records in memory: about 20 MB, at 600 bytes each.
-const MAX_ENTRIES: usize = 32 * 1024;
+/// What a record takes, about. Bytes.
+const ENTRY_BYTES: u64 = 600;
+/// How many bytes of records are in memory, unless told otherwise: 32,768 of them.
+pub(crate) const USUAL_BYTES: u64 = 32 * 1024 * ENTRY_BYTES;
 
 /// The records, by the digest of the hash part.
 pub(crate) struct EntryCache(Cache<[u8; 20], Arc<Entry>>);
 
-impl Default for EntryCache {
-    fn default() -> Self {
-        Self(Cache::new(MAX_ENTRIES))
-    }
-}
-
 impl EntryCache {
+    /// Keeps so many bytes of records.
+    pub(crate) fn new(bytes: u64) -> Self {
+        Self(Cache::new(usize::try_from(bytes / ENTRY_BYTES).unwrap_or(usize::MAX).max(1)))
+    }
+
+    /// How many bytes of records are here, about.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.len() as u64 * ENTRY_BYTES
+    }
+
     /// The record, which `load` reads when it is not here. Of several threads that miss the same one, one reads it.
     ///
     /// # Errors
@@ -87,7 +93,7 @@ mod tests {
 
     #[test]
     fn a_record_is_read_once_and_again_after_it_was_forgotten() {
-        let cache = EntryCache::default();
+        let cache = EntryCache::new(USUAL_BYTES);
         assert!(cache.get(&DIGEST, || Ok(None)).unwrap().is_none());
         assert_eq!(cache.get(&DIGEST, || Ok(Some(entry(1)))).unwrap().unwrap().number, 1);
         assert_eq!(cache.get(&DIGEST, || unreachable!()).unwrap().unwrap().number, 1);
@@ -97,7 +103,7 @@ mod tests {
 
     #[test]
     fn what_was_read_before_a_change_is_not_kept_after_it() {
-        let cache = EntryCache::default();
+        let cache = EntryCache::new(USUAL_BYTES);
         let old = cache.get(&DIGEST, || {
             // Another thread commits a change and says so.
             cache.forget(&DIGEST);

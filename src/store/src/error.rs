@@ -16,6 +16,15 @@ pub enum Error {
     /// A collection or a rewriting of packs failed.
     #[error(transparent)]
     Collect(#[from] castore::collect::CollectError),
+    /// The paths that were asked about have too many objects.
+    #[error("what is asked about has more than {} objects; ask about less at once", castore::engine::MAX_OBJECTS)]
+    TooManyObjects,
+    /// More paths than can be asked about at once.
+    #[error("{count} paths were asked about at once, more than {}", crate::costs::MAX_COSTS)]
+    TooManyCosts {
+        /// How many.
+        count: usize,
+    },
     /// A file or directory of the state directory could not be used.
     #[error("cannot {action} '{}': {source}", path.display())]
     File {

@@ -4,6 +4,7 @@
 //! threads at once; those that read from the disk or hash belong on a worker thread, not on an async one.
 
 mod claims;
+mod costs;
 mod damage;
 pub mod derivations;
 mod entries;
@@ -36,6 +37,7 @@ mod verify;
 pub mod view;
 mod view_impl;
 
+pub use costs::{MAX_COSTS, PathCost};
 pub use damage::DamageListener;
 pub use error::{Error, Result};
 pub use gc::{GcAction, GcOptions, GcOutcome, GcScope, GcStep, GcWatch};

@@ -14,7 +14,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::damage::DamageListener;
 use crate::derivations::DerivationCache;
-use crate::entries::EntryCache;
+use crate::entries::{self, EntryCache};
 use crate::error::{Error, Result};
 use crate::lock::StateLock;
 use crate::quarantine::Quarantine;
@@ -39,6 +39,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// How the castore shares out memory, and how long its packs get.
     pub engine: Options,
+    /// Bytes of decoded records of paths in memory.
+    pub entry_bytes: u64,
     /// When a registration is durable.
     pub durability: Durability,
 }
@@ -47,7 +49,7 @@ impl Config {
     /// A store with the defaults.
     pub fn new(store_dir: StoreDir, state_dir: impl Into<PathBuf>) -> Self {
         let (engine, durability) = (Options::default(), Durability::default());
-        Self { store_dir, state_dir: state_dir.into(), engine, durability }
+        Self { store_dir, state_dir: state_dir.into(), engine, entry_bytes: entries::USUAL_BYTES, durability }
     }
 }
 
@@ -189,13 +191,13 @@ impl Store {
         let temp_roots = Arc::new(Registry::new(config.state_dir.join(TEMP_ROOTS)));
         let quarantine = Quarantine::read(index, &tables)?;
         let store = Arc::new(Self {
+            entries: EntryCache::new(config.entry_bytes),
             config,
             tables,
             changing: Mutex::new(crate::register::Numbers::starting_at(next)),
             temp_roots,
             collecting: Mutex::default(),
             derivations: DerivationCache::default(),
-            entries: EntryCache::default(),
             sweeper: Sweeper::default(),
             reserve,
             for_opening,
@@ -374,6 +376,11 @@ impl Store {
             }
         })?;
         failure.map_or(Ok(()), Err)
+    }
+
+    /// Bytes of decoded records of paths in memory now, about; [`Config::entry_bytes`] at most.
+    pub fn entries_in_memory(&self) -> u64 {
+        self.entries.bytes()
     }
 
     /// All valid paths.

@@ -14,8 +14,6 @@ use compat_tests::{Call, Error, Result, Room, Subject, Who, tree};
 
 /// How many times each side is measured.
 const ROUNDS: usize = 3;
-/// Another number of rounds.
-const ROUNDS_VARIABLE: &str = "CASTORED_BENCH_ROUNDS";
 /// What the store is made of has at least so many bytes of file contents, and so many files and directories.
 const BYTES: u64 = 1_000_000_000;
 const ENTRIES: u64 = 55_000;
@@ -30,7 +28,7 @@ const PATHS_AT_ONCE: usize = 200;
 pub(crate) fn bench(machine: &Machine) -> Result<bool> {
     let room = Room::enter("bench-adopt")?;
     let castored = Subject::from_environment()?.copy_into(&room)?;
-    let rounds = std::env::var(ROUNDS_VARIABLE).ok().and_then(|n| n.parse().ok()).unwrap_or(ROUNDS);
+    let rounds = crate::rounds(ROUNDS);
     let files = furnish(machine, &room)?;
     let size = disk_usage(Path::new("/nix/store"))?;
     println!("a stock store of {files} files, {} MiB on disk", size >> 20);

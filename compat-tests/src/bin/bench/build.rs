@@ -5,8 +5,8 @@
 //! `CASTORED_BENCH_ONLY=text` measures the rows that have the text in their names, `CASTORED_BENCH_ROUNDS=n` so often.
 
 mod hello;
-mod rows;
-mod watch;
+pub(crate) mod rows;
+pub(crate) mod watch;
 
 use std::sync::Arc;
 
@@ -19,8 +19,6 @@ use crate::sides::{Side, Sides};
 const ROUNDS: usize = 3;
 /// Limits the rows.
 const ONLY: &str = "CASTORED_BENCH_ONLY";
-/// Another number of rounds.
-const ROUNDS_VARIABLE: &str = "CASTORED_BENCH_ROUNDS";
 
 /// What is promised of a figure.
 #[derive(Clone, Copy)]
@@ -39,6 +37,10 @@ pub(crate) struct Figure {
     pub(crate) unit: &'static str,
     pub(crate) value: f64,
     pub(crate) target: Target,
+}
+
+pub(crate) fn figure(name: impl Into<String>, unit: &'static str, value: f64, target: Target) -> Figure {
+    Figure { name: name.into(), unit, value, target }
 }
 
 /// Who builds, and with what.
@@ -76,7 +78,7 @@ pub(crate) fn bench(machine: &Machine) -> Result<bool> {
 
 fn compare(sides: &Sides, machine: &Machine) -> Result<bool> {
     let only = std::env::var(ONLY).unwrap_or_default();
-    let rounds = std::env::var(ROUNDS_VARIABLE).ok().and_then(|n| n.parse().ok()).unwrap_or(ROUNDS);
+    let rounds = crate::rounds(ROUNDS);
     let client = Arc::new(machine.newest().clone());
     println!("{:<50} {:>12} {:>14} {:>7} {:>9}", "builds, sandboxed", "stock", "castored", "ratio", "at most");
     let mut kept = true;
@@ -91,8 +93,7 @@ fn compare(sides: &Sides, machine: &Machine) -> Result<bool> {
             kept &= show(&castored[0][n], median(&stock, n), median(&castored, n));
         }
     }
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    println!("load average at the end: {}", load.split(' ').take(3).collect::<Vec<_>>().join(" "));
+    crate::show_load();
     Ok(kept)
 }
 

@@ -11,7 +11,7 @@
 //! `CASTORED_BENCH_ROUNDS=n` measures each row so often.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,13 +24,12 @@ use compat_tests::machine::Machine;
 use compat_tests::nar::{self, Tree};
 use compat_tests::{Call, Release, Result, Room, Who, memory};
 
-use crate::build::{Figure, Target, median, show, wrong};
+use crate::build::{Figure, Target, figure, median, show, wrong};
 use crate::sides::{Side, Sides};
+use crate::usage::{settled, used};
 
 /// How many times each row is measured.
 const ROUNDS: usize = 3;
-/// Another number of rounds.
-const ROUNDS_VARIABLE: &str = "CASTORED_BENCH_ROUNDS";
 /// Dead paths of a round, and as many that live.
 const DEAD: usize = 20_000;
 /// Files of each.
@@ -70,7 +69,7 @@ pub(crate) fn bench(machine: &Machine) -> Result<bool> {
 }
 
 fn compare(sides: &Sides, machine: &Machine) -> Result<bool> {
-    let rounds = std::env::var(ROUNDS_VARIABLE).ok().and_then(|n| n.parse().ok()).unwrap_or(ROUNDS);
+    let rounds = crate::rounds(ROUNDS);
     let client = Arc::new(machine.newest().clone());
     println!("{:<50} {:>12} {:>14} {:>7} {:>9}", "garbage", "stock", "castored", "ratio", "at most");
     let both = [&sides.stock, &sides.castored];
@@ -105,8 +104,7 @@ fn compare(sides: &Sides, machine: &Machine) -> Result<bool> {
         }
     }
     kept &= report(&figures);
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    println!("load average at the end: {}", load.split(' ').take(3).collect::<Vec<_>>().join(" "));
+    crate::show_load();
     Ok(kept)
 }
 
@@ -262,11 +260,11 @@ fn collect(side: &Side, client: &Arc<Release>, round: usize) -> Result<Vec<Figur
     }
     // What was added is on disk on both sides, and nothing of it waits to be written while it is deleted.
     nix::unistd::sync();
-    let before = side.inside(|_| used())?;
+    let before = side.inside(|_| used())?.bytes;
     let started = Instant::now();
     let time = collect_all(side, client)?;
-    let (after, back) = side.inside(move |_| settled(started))?;
-    let back = back.max(time);
+    let (after, back) = side.inside(move |_| settled(SETTLED))?;
+    let (after, back) = (after.bytes, back.duration_since(started).as_secs_f64().max(time));
     if after as f64 > LEFT * before as f64 {
         return Err(wrong(format!("of {before} bytes in use {after} stayed in use")));
     }
@@ -276,45 +274,6 @@ fn collect(side: &Side, client: &Arc<Release>, round: usize) -> Result<Vec<Figur
         figure("  on disk before", "MiB", before as f64 / MIB, Target::None),
         figure("  on disk after", "MiB", after as f64 / MIB, Target::None),
     ])
-}
-
-fn figure(name: &str, unit: &'static str, value: f64, target: Target) -> Figure {
-    Figure { name: name.into(), unit, value, target }
-}
-
-/// Bytes that the state directory takes and, where that has plain files, the store directory.
-fn used() -> Result<u64> {
-    let mut bytes = 0;
-    let mut todo = vec![Path::new("/nix/var").to_owned()];
-    if fs::metadata("/nix/store").doing("looking at", "/nix/store")?.dev()
-        == fs::metadata("/nix").doing("looking at", "/nix")?.dev()
-    {
-        todo.push(Path::new("/nix/store").to_owned());
-    }
-    while let Some(dir) = todo.pop() {
-        // What goes away meanwhile takes nothing.
-        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
-            let Ok(meta) = entry.metadata() else { continue };
-            bytes += meta.blocks() * 512;
-            if meta.is_dir() {
-                todo.push(entry.path());
-            }
-        }
-    }
-    Ok(bytes)
-}
-
-/// Waits until no more space comes back; how much is in use then, and when the last of it came back, in seconds.
-fn settled(started: Instant) -> Result<(u64, f64)> {
-    let (mut least, mut since) = (used()?, Instant::now());
-    while since.elapsed() < SETTLED {
-        thread::sleep(Duration::from_millis(50));
-        let now = used()?;
-        if now < least {
-            (least, since) = (now, Instant::now());
-        }
-    }
-    Ok((least, since.duration_since(started).as_secs_f64()))
 }
 
 /// How long other clients wait while 20,000 paths are deleted.

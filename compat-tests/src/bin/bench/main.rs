@@ -1,13 +1,15 @@
-//! `compat-tests/bench [mount|protocol|build|gc|open|adopt]...`: castored measured beside what it replaces, in the same run. All groups
+//! `compat-tests/bench [mount|protocol|engine|build|gc|open|adopt]...`: castored measured beside what it replaces, in the same run. All groups
 //! unless some are named. Ends with an error when a target is missed.
 
 mod adopt;
 mod build;
+mod engine;
 mod gc;
 mod mount;
 mod open;
 mod protocol;
 mod sides;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -17,14 +19,29 @@ use compat_tests::{Error, Result};
 type Group = (&'static str, fn(&Machine) -> Result<bool>);
 
 /// What can be measured.
-const GROUPS: [Group; 6] = [
+const GROUPS: [Group; 7] = [
     ("mount", mount::bench),
     ("protocol", protocol::bench),
+    ("engine", engine::bench),
     ("build", build::bench),
     ("gc", gc::bench),
     ("open", open::bench),
     ("adopt", adopt::bench),
 ];
+
+/// Another number of rounds, for the groups that measure in rounds.
+const ROUNDS_VARIABLE: &str = "CASTORED_BENCH_ROUNDS";
+
+/// How often a group measures that does so `usual` times unless told otherwise.
+pub(crate) fn rounds(usual: usize) -> usize {
+    std::env::var(ROUNDS_VARIABLE).ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
+}
+
+/// Prints how busy the machine is.
+pub(crate) fn show_load() {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    println!("load average at the end: {}", load.split(' ').take(3).collect::<Vec<_>>().join(" "));
+}
 
 fn main() -> ExitCode {
     match bench() {

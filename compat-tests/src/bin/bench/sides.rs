@@ -22,19 +22,20 @@ pub(crate) struct Side {
     pub(crate) pid: Pid,
     /// Whether it is stock's, which has its paths as plain files.
     pub(crate) stock: bool,
+    pub(crate) subject: Subject,
     jobs: mpsc::Sender<Job>,
     thread: JoinHandle<Result<()>>,
 }
 
 impl Side {
     /// Starts a daemon in a room that a thread of its own enters.
-    fn start(name: &'static str, subject: Subject) -> Result<Self> {
+    pub(crate) fn start(name: &'static str, subject: Subject) -> Result<Self> {
         let (tell, told) = mpsc::channel();
         let (jobs, given) = mpsc::channel::<Job>();
-        let stock = subject.is_stock();
+        let (stock, started) = (subject.is_stock(), subject.clone());
         let thread = std::thread::spawn(move || -> Result<()> {
             let room = Room::enter(name)?;
-            let daemon = subject.start(&room)?;
+            let daemon = started.start(&room)?;
             // The room's /nix is this directory for all others.
             let socket = room.dir().join(SOCKET.trim_start_matches('/'));
             if tell.send((socket, daemon.pid())).is_ok() {
@@ -44,7 +45,7 @@ impl Side {
             daemon.stop().map(drop)
         });
         match told.recv() {
-            Ok((socket, pid)) => Ok(Self { socket, pid, stock, jobs, thread }),
+            Ok((socket, pid)) => Ok(Self { socket, pid, stock, subject, jobs, thread }),
             Err(_) => Err(joined(thread).err().unwrap_or_else(|| Error::Wrong("the daemon did not start".into()))),
         }
     }
@@ -69,7 +70,7 @@ impl Side {
         told.recv().map_err(|_| gone())?
     }
 
-    fn stop(self) -> Result<()> {
+    pub(crate) fn stop(self) -> Result<()> {
         drop(self.jobs);
         joined(self.thread)
     }

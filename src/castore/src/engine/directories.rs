@@ -60,6 +60,11 @@ impl Directories {
         }
     }
 
+    /// Bytes of the decoded directories in memory.
+    pub(super) fn cached_bytes(&self) -> u64 {
+        self.decoded.weight()
+    }
+
     /// Empties the cache.
     pub(super) fn forget(&self) {
         self.decoded.clear();

@@ -37,18 +37,8 @@ impl Garbage {
     /// When something that is there cannot be read. The collection must be given up then, since what is below is not
     /// marked.
     pub fn mark(&mut self, root: &Node) -> Result<(), Error> {
-        let mut waiting = Vec::new();
-        self.mark_node(root, &mut waiting)?;
-        while let Some(digest) = waiting.pop() {
-            let Some(directory) = self.engine.directories.read(&digest)? else {
-                tracing::warn!(%digest, "a directory that is in use is missing from the castore");
-                continue;
-            };
-            for (_, node) in directory.entries() {
-                self.mark_node(node, &mut waiting)?;
-            }
-        }
-        Ok(())
+        let engine = Arc::clone(&self.engine);
+        engine.walk(root, &mut |node| self.mark_node(node))
     }
 
     /// Marks the record of this digest as alive.
@@ -56,14 +46,10 @@ impl Garbage {
         self.collection.mark(&ObjectKey { kind: ObjectKind::Record, digest: *digest });
     }
 
-    /// Marks a node itself; directories not seen before go to `waiting`.
-    fn mark_node(&mut self, node: &Node, waiting: &mut Vec<Digest>) -> Result<(), Error> {
+    /// Marks a node itself; whether it is a directory not seen before.
+    fn mark_node(&mut self, node: &Node) -> Result<bool, Error> {
         match node {
-            Node::Directory { digest, .. } => {
-                if self.collection.mark(&directory_key(digest)) {
-                    waiting.push(*digest);
-                }
-            }
+            Node::Directory { digest, .. } => return Ok(self.collection.mark(&directory_key(digest))),
             Node::File { digest, .. } => {
                 // A chunked blob has no chunk of its digest; the mark says that it was seen. When the chunk is there,
                 // it is the whole blob, so it does not matter whether it was first seen as a chunk of another.
@@ -73,7 +59,7 @@ impl Garbage {
             }
             Node::Symlink { .. } => {}
         }
-        Ok(())
+        Ok(false)
     }
 
     fn mark_chunks(&mut self, digest: &Digest) -> Result<(), Error> {

@@ -121,6 +121,12 @@ impl Overlay {
         Ok(first)
     }
 
+    /// Bytes that all generations hold.
+    pub(super) fn bytes(&self) -> usize {
+        let generations = self.generations.read();
+        generations.active.bytes + generations.flushing.as_ref().map_or(0, |flushing| flushing.bytes)
+    }
+
     /// Whether the active generation holds more than half of what it may.
     pub(super) fn is_half_full(&self) -> bool {
         self.generations.read().active.bytes > self.bound / 2

@@ -46,6 +46,10 @@ impl Fingerprints {
         self.set.insert(self.of(key))
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.set.len()
+    }
+
     pub(crate) fn contains(&self, key: &ObjectKey) -> bool {
         self.set.contains(&self.of(key))
     }

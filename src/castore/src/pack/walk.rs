@@ -23,6 +23,18 @@ impl Packs {
     /// Where the block stands that begins at `offset`; `None` at the pack's end, and where no block can be. Only the lengths
     /// in its header are looked at: who reads the block verifies it.
     pub(crate) fn place_at(&self, number: u32, offset: u64) -> Option<Place> {
+        let (lengths, end) = self.lengths_at(number, offset)?;
+        let length = lengths.whole();
+        (offset + length as u64 <= end).then_some(Place { pack: number, offset, length: length as u32 })
+    }
+
+    /// How long the payload of the block at `place` is before compression, as its header says; `None` when it is gone.
+    pub(crate) fn raw_length(&self, place: Place) -> Option<u32> {
+        Some(self.lengths_at(place.pack, place.offset)?.0.raw as u32)
+    }
+
+    /// The lengths in the header of the block at `offset`, and where what was written to the pack ends.
+    fn lengths_at(&self, number: u32, offset: u64) -> Option<(block::Lengths, u64)> {
         let pack = self.packs.read().get(&number).cloned()?;
         let end = pack.written.load(Ordering::Acquire);
         let mut header = [0; HEADER];
@@ -30,8 +42,7 @@ impl Packs {
             return None;
         }
         self.file(&pack).ok()?.read_exact_at(&mut header, offset).ok()?;
-        let length = block::lengths(&header)?.whole();
-        (offset + length as u64 <= end).then_some(Place { pack: number, offset, length: length as u32 })
+        Some((block::lengths(&header)?, end))
     }
 
     /// The next block's place, header and table, verified; None after the last.

@@ -25,6 +25,7 @@ use super::castores::Castores;
 use super::news::{News, Request, Summary};
 use super::{Tell, work};
 use crate::failure::Failure;
+use crate::state;
 
 /// The longest request, in bytes: some 100,000 paths.
 const MAX_REQUEST: u64 = 16 << 20;
@@ -37,11 +38,9 @@ fn socket(state_dir: &Path) -> PathBuf {
     state_dir.join("castored/fsck.socket")
 }
 
-/// Opens the socket. The state directory is locked by now: what is there is a dead daemon's.
+/// Opens the socket.
 pub(crate) fn listen(state_dir: &Path) -> Result<UnixListener, Failure> {
-    let path = socket(state_dir);
-    let _ = std::fs::remove_file(&path);
-    UnixListener::bind(&path).map_err(Failure::file("listen on", path))
+    state::listen(&socket(state_dir))
 }
 
 /// The daemon's side.
@@ -131,10 +130,7 @@ impl Events for Logs {
 /// Asks the daemon of a state directory.
 pub(super) fn ask(state_dir: &Path, request: &Request, teller: &dyn Tell) -> Result<Summary, Failure> {
     let path = socket(state_dir);
-    let mut stream = UnixStream::connect(&path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::PermissionDenied => Failure::NotYours(path.clone()),
-        _ => ClientError::NoDaemon { path: path.clone(), source }.into(),
-    })?;
+    let mut stream = state::connect(&path)?;
     let protocol = |text: String| Failure::from(ClientError::Protocol(text));
     let mut line = serde_json::to_vec(request).map_err(|e| protocol(e.to_string()))?;
     line.push(b'\n');

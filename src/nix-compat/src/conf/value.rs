@@ -59,6 +59,11 @@ impl Value for u64 {
     }
 }
 
+/// Reads a number of bytes as settings have them: digits, and perhaps `K`, `M`, `G` or `T`, which are powers of 1024.
+pub fn bytes(text: &str) -> Option<u64> {
+    u64::parse(text)
+}
+
 /// What is not set is none; it cannot be unset.
 impl Value for Option<u64> {
     const EXPECTED: &'static str = u64::EXPECTED;

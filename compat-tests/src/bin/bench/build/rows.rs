@@ -9,7 +9,7 @@ use compat_tests::load::Connection;
 use compat_tests::{Call, Result, Room, Who, memory};
 
 use super::watch::{Watch, cpu, tree};
-use super::{Bench, Figure, Target, wrong};
+use super::{Bench, Figure, Target, figure, wrong};
 use crate::sides::{MINOR, Side};
 
 /// A build may take this long.
@@ -23,16 +23,12 @@ const SLEEP: &[u8] = b"sleep\x005\x00";
 /// Mebibyte.
 const MIB: f64 = 1024.0 * 1024.0;
 
-fn figure(name: impl Into<String>, unit: &'static str, value: f64, target: Target) -> Figure {
-    Figure { name: name.into(), unit, value, target }
-}
-
 fn seconds(name: &str, value: f64, target: f64) -> Figure {
     figure(name, "s", value, Target::OfStock(target))
 }
 
 /// An expression in which `mk name script more` is a derivation.
-fn expression(body: &str) -> String {
+pub(crate) fn expression(body: &str) -> String {
     "let mk = name: script: more: derivation ({ inherit name; system = \"x86_64-linux\"; builder = \"/bin/sh\"; \
      args = [ \"-c\" script ]; } // more); in "
         .to_owned()

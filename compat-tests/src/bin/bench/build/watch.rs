@@ -1,6 +1,7 @@
 //! Watches a daemon's processes while something is built.
 
 use std::fs;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -82,10 +83,20 @@ fn namespace(pid: Pid) -> Option<std::path::PathBuf> {
 
 /// CPU time of a daemon and of all its children that have ended and been waited for, builders included. Seconds.
 pub(crate) fn cpu(daemon: Pid) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{daemon}/stat")).unwrap_or_default();
-    let fields = stat.rsplit_once(") ").map(|(_, rest)| rest).unwrap_or_default().split(' ');
     // utime, stime, cutime, cstime: 12th to 15th after the command.
-    let ticks: f64 = fields.skip(11).take(4).filter_map(|n| n.parse::<f64>().ok()).sum();
+    times(&daemon.to_string(), 11..15)
+}
+
+/// CPU time of this process's own children that have ended and been waited for, as clients have. Seconds.
+pub(crate) fn clients_cpu() -> f64 {
+    times("self", 13..15)
+}
+
+/// The sum of fields of a process's `stat`, counted from the command's end. Seconds.
+fn times(process: &str, fields: Range<usize>) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let all = stat.rsplit_once(") ").map(|(_, rest)| rest).unwrap_or_default().split(' ');
+    let ticks: f64 = all.skip(fields.start).take(fields.len()).filter_map(|n| n.parse::<f64>().ok()).sum();
     let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
     ticks / per_second as f64
 }
