@@ -66,6 +66,8 @@ pub(crate) async fn serve(
     let result = requests(&mut session, &stream, &mut input, &mut output).await;
     // What this client was told is durable when it is gone: it may be about to rely on it elsewhere.
     let store = session.store().clone();
+    // Its temporary roots end now, as stock's do, and not after the disk.
+    drop(session);
     let synced = tokio::task::spawn_blocking(move || store.sync()).await;
     if let Ok(Err(error)) = synced {
         tracing::error!(%error, "cannot make the changes of a client durable");
