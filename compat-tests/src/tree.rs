@@ -9,8 +9,7 @@ use crate::apt::run;
 use crate::error::{Context, Error, Result};
 
 /// What is taken from /usr, in this order, until it is enough: many small files first, then programs and libraries.
-const CANDIDATES: [&str; 9] =
-    ["include", "share/doc", "share/perl", "lib/python3", "lib/gcc", "bin", "lib/x86_64-linux-gnu", "share", "lib"];
+const CANDIDATES: [&str; 7] = ["include", "share", "bin", "lib/python3", "lib/gcc", "lib/x86_64-linux-gnu", "lib"];
 
 /// Copies directories of /usr into `to` until it holds at least `bytes` bytes of file contents, readable by everybody.
 /// Answers the tree's path. Each copy is shown.

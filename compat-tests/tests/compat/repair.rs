@@ -253,7 +253,7 @@ impl Neighbour {
         let log = fs::File::create(s.room.tmp("neighbour.log")).unwrap();
         let mut command = Command::new(s.subject.binary());
         command
-            .args(["daemon", "--grpc-listen", address, "--root"])
+            .args(["daemon", "--no-keeper", "--grpc-listen", address, "--root"])
             .arg(&root)
             .stdout(log.try_clone().unwrap())
             .stderr(log);
