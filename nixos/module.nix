@@ -36,6 +36,20 @@ in
       description = "Address at which the store is served as a binary cache over HTTP, if at all.";
     };
 
+    httpPushTokenFile = lib.mkOption {
+      type = with lib.types; nullOr str;
+      default = null;
+      example = "/run/keys/castored-push";
+      description = "File with a token on each line; whoever knows one may push into the store over HTTP. Nobody may without it.";
+    };
+
+    uploadTo = lib.mkOption {
+      type = with lib.types; listOf str;
+      default = [ ];
+      example = [ "https://cache.example.org?compression=zstd" ];
+      description = "URLs of stores to which everything that is built here is sent, in the background.";
+    };
+
     settings = lib.mkOption {
       type = with lib.types; attrsOf (oneOf [ bool int str (listOf str) ]);
       default = { };
@@ -91,7 +105,11 @@ in
       serviceConfig = {
         Type = "notify";
         ExecStart = "${lib.getExe cfg.package} daemon --grpc-listen ${cfg.grpcListen}"
-          + lib.optionalString (cfg.httpListen != null) " --http ${cfg.httpListen}";
+          + lib.optionalString (cfg.httpListen != null) " --http ${cfg.httpListen}"
+          + lib.optionalString (cfg.httpPushTokenFile != null) " --http-push-token-file ${cfg.httpPushTokenFile}"
+          # systemd has a meaning for percent and dollar signs.
+          + lib.optionalString (cfg.uploadTo != [ ])
+            " --option upload-to ${lib.replaceStrings [ "%" "$" ] [ "%%" "$$" ] (builtins.toJSON (toString cfg.uploadTo))}";
         Restart = "always";
         RestartSec = 0;
         KillMode = "mixed";

@@ -16,7 +16,7 @@ use crate::builds::wait_until;
 use crate::{Setup, castored_setup, derivation};
 
 /// An address on which nobody listens.
-fn free_address() -> SocketAddr {
+pub(crate) fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 

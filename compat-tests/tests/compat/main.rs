@@ -16,6 +16,7 @@ mod crash;
 mod differential;
 mod grpc;
 mod http_cache;
+mod http_push;
 mod life;
 mod many;
 mod mount;
@@ -33,6 +34,7 @@ mod streams;
 mod substitute;
 mod survival;
 mod tripwire;
+mod upload;
 mod upstream_formats;
 mod upstream_vectors;
 

@@ -97,6 +97,8 @@ impl Finished<'_> {
             realisations.extend(self.realisation(name, &output, &signer));
             outputs.push(output);
         }
+        // Before they are registered; and they are sent when that is durable.
+        let _coming = store.queue_uploads(outputs.iter().map(|output| &output.info.path))?;
         match self.job.mode {
             // What is valid is what is to be replaced.
             BuildMode::Repair => outputs.into_iter().try_for_each(|output| store.replace_contents(output))?,

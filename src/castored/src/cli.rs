@@ -76,6 +76,9 @@ pub(crate) struct DaemonArgs {
     /// Address at which the store is served as a binary cache, or "none"; instead of the setting http-listen.
     #[arg(long, value_name = "ADDR")]
     http: Option<String>,
+    /// Take what those push over HTTP who know a token that is a line of this file: the setting http-push-token-file.
+    #[arg(long, value_name = "FILE")]
+    http_push_token_file: Option<String>,
     /// Override a setting of nix.conf.
     #[arg(long, num_args = 2, value_names = ["NAME", "VALUE"], action = clap::ArgAction::Append)]
     option: Vec<String>,
@@ -161,6 +164,7 @@ impl Cli {
                 let http = args.http.map(|address| listen("--http", &address)).transpose()?;
                 let (mut overrides, record, keeper) = (pairs(&args.option), args.record, !args.no_keeper);
                 overrides.extend(args.memory_budget.map(|bytes| ("memory-budget".to_owned(), bytes)));
+                overrides.extend(args.http_push_token_file.map(|file| ("http-push-token-file".to_owned(), file)));
                 daemon::run(daemon::Options { locations, grpc, http, overrides, record, forced_trust: None, keeper })
             }
             Command::Import(args) => import::run(&locations, &args.paths),

@@ -8,16 +8,18 @@ use std::sync::Arc;
 
 use ::daemon::{Daemon, Door, Extras, Locations, Recorder, Trust};
 use build::{BuildConfig, Scheduler};
+use fetch::DownloadOptions;
 use keeper::Manager;
 use mount::{Kept, Mount};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix_compat::conf::Settings;
-use store::{Config, Durability, Signer, Store};
+use store::{AutoGc, Config, Durability, Signer, Store};
 use substitute::Substituters;
 use tokio::net::unix::UCred;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+use upload::Uploads;
 
 use crate::budget::Budget;
 use crate::failure::Failure;
@@ -275,11 +277,12 @@ async fn serve(
     let services = rpc_services(&store, &settings)?;
     let http = listen_for_http(manager, ports.http, &store, &settings, &locations);
     let http_address = http.as_ref().and_then(|(server, _)| server.address().ok());
+    let uploads = start_uploads(&store, &settings);
     let checks =
         fsck::Server { store: store.clone(), scheduler: scheduler.clone(), settings: Arc::new(settings.clone()) };
     let daemon = Daemon::new(store.clone(), scheduler.clone(), settings, locations.clone(), extras)?;
     let measuring = (sizes::listen(&locations.state_dir)?, store.clone());
-    let status = status::Source { daemon: daemon.clone(), scheduler, store, budget, listings };
+    let status = status::Source { daemon: daemon.clone(), scheduler, store, budget, listings, uploads };
     let answering = status::listen(&locations.state_dir)?;
     let checking = fsck::listen(&locations.state_dir)?;
     let (listener, own_socket) = match kept::activated(manager)? {
@@ -393,6 +396,17 @@ fn listen_for_http(
     })
 }
 
+/// Has what is built sent elsewhere, if that is wanted. Without it the daemon is worth as much.
+fn start_uploads(store: &Arc<Store>, settings: &Settings) -> Option<Uploads> {
+    let urls = ::daemon::upload_to(settings);
+    let start = || {
+        // Not to be sent unsigned for want of a key.
+        let signer = Signer::new(&settings.secret_key_files)?;
+        Uploads::start(store, &urls, &signer, &DownloadOptions::new(settings)).map_err(Failure::from)
+    };
+    start().inspect_err(|error| tracing::error!(%error, "going on without uploads")).ok()
+}
+
 /// The store as a binary cache, signed by the keys of the settings.
 pub(crate) fn served_over_http(
     store: &Arc<Store>,
@@ -400,7 +414,9 @@ pub(crate) fn served_over_http(
     locations: &Locations,
 ) -> Result<http_cache::Served, Failure> {
     let signer = Signer::new(&settings.secret_key_files)?;
-    Ok(http_cache::Served { store: store.clone(), signer, log_dir: locations.log_dir.clone() })
+    let pushers = ::daemon::http_push_token_file(settings).map(http_cache::Tokens::read).transpose()?;
+    let (store, log_dir, room) = (store.clone(), locations.log_dir.clone(), AutoGc::from(settings));
+    Ok(http_cache::Served { store, signer, log_dir, pushers, room })
 }
 
 fn build_config(locations: &Locations, settings: &Settings) -> BuildConfig {

@@ -36,6 +36,10 @@ pub(crate) enum Failure {
     Rpc(#[from] rpc::ServeError),
     #[error(transparent)]
     Http(#[from] http_cache::ListenError),
+    #[error(transparent)]
+    Upload(#[from] upload::Error),
+    #[error(transparent)]
+    Tokens(#[from] http_cache::TokenError),
     #[error(
         "{0}. When it is a daemon that runs there, it serves the store over HTTP itself: `castored daemon --http ADDR`, or \
          the setting http-listen"

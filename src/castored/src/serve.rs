@@ -12,7 +12,7 @@ use crate::daemon::{self, Termination, start_logging};
 use crate::failure::Failure;
 use crate::state;
 
-/// Serve the store as a binary cache over HTTP, read-only, with pages for browsers. For a store that no daemon runs on: a
+/// Serve the store as a binary cache over HTTP, with pages for browsers; read-only unless http-push-token-file is set. For a store that no daemon runs on: a
 /// daemon does the same with --http.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {

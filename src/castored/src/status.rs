@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use store::Store;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
+use upload::{Uploads, Waiting};
 
 use crate::budget::{Budget, Memory};
 use crate::daemon::Listings;
@@ -35,8 +36,24 @@ pub(crate) struct Status {
     pub(crate) clients: Vec<ClientStatus>,
     pub(crate) builds: Vec<BuildStatus>,
     #[serde(default)]
+    pub(crate) uploads: Vec<UploadStatus>,
+    #[serde(default)]
     pub(crate) memory: Memory,
     pub(crate) stats: Stats,
+}
+
+/// A store that built paths are sent to.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct UploadStatus {
+    pub(crate) url: String,
+    /// Built paths that wait.
+    pub(crate) waiting: usize,
+    /// Paths sent since the daemon started.
+    pub(crate) sent: u64,
+    /// Why the last attempt failed.
+    pub(crate) failure: Option<String>,
+    /// Seconds until the next attempt, after one that failed.
+    pub(crate) again_in: Option<u64>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -70,6 +87,7 @@ pub(crate) struct Source {
     pub(crate) store: Arc<Store>,
     pub(crate) budget: Budget,
     pub(crate) listings: Listings,
+    pub(crate) uploads: Option<Uploads>,
 }
 
 fn socket(state_dir: &Path) -> PathBuf {
@@ -123,6 +141,18 @@ impl Source {
                     seconds: build.started.map(|started| now().saturating_sub(started)),
                 })
                 .collect(),
+            uploads: self
+                .uploads
+                .iter()
+                .flat_map(Uploads::waiting)
+                .map(|Waiting { url, waiting, sent, failure, again_in }| UploadStatus {
+                    url,
+                    waiting,
+                    sent,
+                    failure,
+                    again_in,
+                })
+                .collect(),
             memory: self.budget.used(&self.store, &self.daemon, (self.listings)()),
             stats: Stats::of(&self.store)?,
         })
@@ -163,6 +193,16 @@ pub(crate) fn run(locations: &Locations, json: bool) -> Result<ExitCode, Failure
             }
             None if build.waits_for.is_empty() => println!("  {}  waits for its turn", build.derivation),
             None => println!("  {}  waits for {}", build.derivation, build.waits_for.join(", ")),
+        }
+    }
+    if !status.uploads.is_empty() {
+        println!("\n{} destinations of uploads", status.uploads.len());
+    }
+    for upload in &status.uploads {
+        println!("  {}  {} built paths wait, {} paths sent", upload.url, upload.waiting, upload.sent);
+        if let Some(failure) = &upload.failure {
+            let again = upload.again_in.map(|seconds| format!(", again in {seconds} s")).unwrap_or_default();
+            println!("    {}{again}", failure.lines().next().unwrap_or_default());
         }
     }
     println!();

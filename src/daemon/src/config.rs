@@ -198,6 +198,17 @@ pub fn http_listen(settings: &Settings) -> Result<Option<SocketAddr>, ConfigErro
     })
 }
 
+/// castored's own setting `http-push-token-file`: the file with the tokens of those who may push over HTTP. None when it is
+/// not set, or empty: then nobody may.
+pub fn http_push_token_file(settings: &Settings) -> Option<&Path> {
+    settings.other.get("http-push-token-file").filter(|file| !file.is_empty()).map(Path::new)
+}
+
+/// castored's own setting `upload-to`: URLs of the stores that everything built is sent to.
+pub fn upload_to(settings: &Settings) -> Vec<String> {
+    settings.other.get("upload-to").map_or_else(Vec::new, |urls| urls.split_whitespace().map(str::to_owned).collect())
+}
+
 /// An address with a port, or `none`.
 pub fn parse_listen(text: &str) -> Option<Option<SocketAddr>> {
     match text {
@@ -280,6 +291,18 @@ mod tests {
         assert_eq!(memory_budget(&load(None)).unwrap(), None);
         assert_eq!(memory_budget(&load(Some("memory-budget = 256M"))).unwrap(), Some(256 << 20));
         assert!(matches!(memory_budget(&load(Some("memory-budget = much"))), Err(ConfigError::Own { .. })));
+    }
+
+    #[test]
+    fn where_to_push_and_who_may() {
+        let dir = tempfile::tempdir().unwrap();
+        let load = |text: &str| load_settings(dir.path(), Some(text), &[], 1).unwrap().0;
+        let settings = load("http-push-token-file = /etc/tokens\nupload-to = file:///a  http://b?compression=none");
+        assert_eq!(http_push_token_file(&settings), Some(Path::new("/etc/tokens")));
+        assert_eq!(upload_to(&settings), ["file:///a", "http://b?compression=none"]);
+        for settings in [load(""), load("http-push-token-file =\nupload-to =")] {
+            assert_eq!((http_push_token_file(&settings), upload_to(&settings)), (None, Vec::new()));
+        }
     }
 
     #[test]

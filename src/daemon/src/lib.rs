@@ -27,7 +27,10 @@ mod shares;
 mod socket;
 mod streams;
 
-pub use config::{ConfigError, Locations, durability, http_listen, load_settings, memory_budget, parse_listen};
+pub use config::{
+    ConfigError, Locations, durability, http_listen, http_push_token_file, load_settings, memory_budget, parse_listen,
+    upload_to,
+};
 pub use connection::ConnectionError;
 pub use daemon::{Client, Daemon, Extras};
 pub use error::OpError;

@@ -5,7 +5,7 @@
 //! not, because a hash protects the contents; but not the passwords, nor the URL).
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,11 +13,11 @@ use data_encoding::BASE64;
 use parking_lot::Mutex;
 use ureq::http::{Response, StatusCode, header};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
-use ureq::{Agent, Body, Proxy};
+use ureq::{Agent, Body, Proxy, RequestBuilder};
 use url::Url;
 
 use crate::download::Download;
-use crate::error::{DownloadError, Trouble};
+use crate::error::{DownloadError, Trouble, UploadError};
 use crate::netrc::{Login, login};
 use crate::proxy::proxy_for;
 
@@ -59,6 +59,15 @@ pub trait Sink {
 
     /// Another attempt will be made; the text says why.
     fn retrying(&mut self, _why: &str) {}
+}
+
+/// What is put on a server.
+#[derive(Clone, Copy, Debug)]
+pub enum Upload<'a> {
+    /// A small text.
+    Text(&'a str),
+    /// A whole file, which is not changed meanwhile.
+    File(&'a File),
 }
 
 /// What is tried again.
@@ -175,6 +184,46 @@ impl Client {
         }
     }
 
+    /// Puts `body` at `url`. Tries again what may go better another time. Redirections are not followed: who is to take an
+    /// upload names itself. Blocks.
+    ///
+    /// # Errors
+    /// Says what went wrong at the last attempt.
+    pub fn put(&self, url: &Url, body: &Upload<'_>, content_type: &str) -> Result<(), UploadError> {
+        let mut attempt = 1;
+        loop {
+            let Err(cause) = self.put_once(url, body, content_type) else { return Ok(()) };
+            if !cause.is_transient() || cause.is_unreachable() || attempt >= self.settings.attempts {
+                return Err(UploadError { url: without_password(url.as_str()), cause });
+            }
+            std::thread::sleep(pause(attempt));
+            attempt += 1;
+        }
+    }
+
+    fn put_once(&self, url: &Url, body: &Upload<'_>, content_type: &str) -> Result<(), Trouble> {
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(Trouble::Scheme(url.scheme().to_owned()));
+        }
+        let agent = self.agent(proxy_for(url, &self.settings.proxies))?;
+        let request = self.authorized(url, agent.put(bare(url).as_str())).header(header::CONTENT_TYPE, content_type);
+        let mut response = match body {
+            Upload::Text(text) => request.send(*text)?,
+            Upload::File(file) => {
+                let mut file: &File = file;
+                file.rewind().map_err(Trouble::Source)?;
+                request.send(file)?
+            }
+        };
+        let status = response.status();
+        if status.is_success() {
+            // Read to its end, so that the connection can be used again.
+            let _ = short_body(&mut response);
+            return Ok(());
+        }
+        Err(Trouble::Status { status: status.as_u16(), body: short_body(&mut response) })
+    }
+
     /// Waits until `bytes` may have come since `start`.
     fn slow_down(&self, bytes: u64, start: Instant) {
         if self.settings.speed > 0 {
@@ -201,11 +250,7 @@ impl Client {
 
     fn request_once(&self, url: &Url, state: &State) -> Result<Response<Body>, Trouble> {
         let agent = self.agent(proxy_for(url, &self.settings.proxies))?;
-        let mut request = agent.get(bare(url).as_str());
-        if let Some(Login { user, password }) = self.login(url) {
-            let token = BASE64.encode(format!("{user}:{password}").as_bytes());
-            request = request.header(header::AUTHORIZATION, format!("Basic {token}"));
-        }
+        let mut request = self.authorized(url, agent.get(bare(url).as_str()));
         if state.length > 0 {
             request = request.header(header::RANGE, format!("bytes={}-", state.length));
             if let Some(tag) = &state.tag {
@@ -213,6 +258,12 @@ impl Client {
             }
         }
         Ok(request.call()?)
+    }
+
+    fn authorized<B>(&self, url: &Url, request: RequestBuilder<B>) -> RequestBuilder<B> {
+        let Some(Login { user, password }) = self.login(url) else { return request };
+        let token = BASE64.encode(format!("{user}:{password}").as_bytes());
+        request.header(header::AUTHORIZATION, format!("Basic {token}"))
     }
 
     fn agent(&self, proxy_url: Option<&str>) -> Result<Agent, Trouble> {

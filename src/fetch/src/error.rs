@@ -13,7 +13,17 @@ pub struct DownloadError {
     pub cause: Trouble,
 }
 
-/// What is wrong with a download.
+/// A failed upload.
+#[derive(Debug, thiserror::Error)]
+#[error("unable to upload to '{url}': {cause}")]
+pub struct UploadError {
+    /// Without its password.
+    pub url: String,
+    /// What is wrong.
+    pub cause: Trouble,
+}
+
+/// What is wrong with a transfer.
 #[derive(Debug, thiserror::Error)]
 pub enum Trouble {
     /// Not a URL.
@@ -47,6 +57,9 @@ pub enum Trouble {
     /// No connection, or a broken one.
     #[error("{0}")]
     Network(#[from] ureq::Error),
+    /// What is to be sent.
+    #[error("cannot read what is to be sent: {0}")]
+    Source(io::Error),
     /// The sink.
     #[error("cannot write what was received: {0}")]
     Disk(io::Error),

@@ -1,4 +1,4 @@
-//! Files from HTTP servers, for whoever needs them: the builtin builders and the substituters.
+//! Files from HTTP servers, for whoever needs them: the builtin builders and the substituters; and files to them.
 //!
 //! Everything here blocks. What the daemon knows and a builder could not read (passwords, certificates) is plain data,
 //! [`Download`]; a [`Client`] downloads as it says, piece by piece into a [`Sink`].
@@ -9,6 +9,6 @@ mod error;
 mod netrc;
 mod proxy;
 
-pub use client::{Client, Retry, Sink, copy_file, without_password};
+pub use client::{Client, Retry, Sink, Upload, copy_file, without_password};
 pub use download::{Download, DownloadOptions};
-pub use error::{DownloadError, Trouble};
+pub use error::{DownloadError, Trouble, UploadError};

@@ -20,6 +20,7 @@ use crate::conditions::{self, Part};
 use crate::limits::{Limits, MAX_LOOKUPS};
 use crate::listing;
 use crate::page::{self, Found};
+use crate::push::Pushing;
 use crate::render::{Body, Pieces, RenderError, Renderers};
 use crate::target::{PathDigest, Target};
 
@@ -57,25 +58,47 @@ pub(crate) struct Answering {
     served: Arc<Served>,
     lookups: Arc<Semaphore>,
     renderers: Renderers,
+    pushing: Option<Arc<Pushing>>,
 }
 
 impl Answering {
     pub(crate) fn new(served: Served, limits: &Limits) -> Self {
+        let pushers = served.pushers.clone();
+        let pushing = pushers.map(|tokens| {
+            Arc::new(Pushing::new(served.store.clone(), tokens, served.room.clone(), limits.request_time))
+        });
         Self {
+            pushing,
             served: Arc::new(served),
             lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
             renderers: Renderers::new(limits.max_renderings),
         }
     }
 
-    pub(crate) async fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "this cache can only be read");
-            put(&mut response, header::ALLOW, "GET, HEAD");
-            return response;
+    /// What has to be done now and then for as long as there is a server; never ends.
+    pub(crate) async fn forget_old(&self) {
+        match &self.pushing {
+            Some(pushing) => pushing.forget_old().await,
+            None => std::future::pending().await,
         }
+    }
+
+    pub(crate) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        match (request.method(), &self.pushing) {
+            (&Method::GET | &Method::HEAD, _) => self.shown(&request).await,
+            (&Method::PUT, Some(pushing)) => pushed(pushing, request).await,
+            (_, pushing) => {
+                let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "this cache can only be read");
+                put(&mut response, header::ALLOW, if pushing.is_some() { "GET, HEAD, PUT" } else { "GET, HEAD" });
+                response
+            }
+        }
+    }
+
+    /// What a request that changes nothing asks for.
+    async fn shown(&self, request: &Request<Incoming>) -> Response<Body> {
         let uri = request.uri();
-        let Some(target) = Target::parse(uri.path(), uri.query()) else { return missing() };
+        let Some(target) = Target::parse(uri.path(), uri.query()) else { return self.uploaded(request).await };
         let answered = match target {
             Target::CacheInfo => Ok(text(request, "text/x-nix-cache-info", Some(self.served.cache_info()))),
             Target::NarInfo(path) => self
@@ -95,10 +118,18 @@ impl Answering {
             Target::Listing(path) => self.listing(request, path).await,
             Target::Log(drv) => self.log(request, drv).await,
         };
-        answered.unwrap_or_else(|error| {
-            tracing::error!(%error, path = uri.path(), "cannot answer over http");
-            plain(StatusCode::INTERNAL_SERVER_ERROR, "the server failed; its log says more")
-        })
+        answered.unwrap_or_else(|error| failed(&error, uri.path()))
+    }
+
+    /// Of a file that is only here as the contents of a path, or not even that: a pusher asks whether it has to upload it.
+    async fn uploaded(&self, request: &Request<Incoming>) -> Response<Body> {
+        let Some(pushing) = self.pushing.clone().filter(|_| request.method() == Method::HEAD) else { return missing() };
+        let path = request.uri().path().to_owned();
+        match self.look(move |_| Ok(pushing.has(&path)?)).await {
+            Ok(true) => response(StatusCode::OK, "application/x-nix-nar"),
+            Ok(false) => missing(),
+            Err(error) => failed(&error, request.uri().path()),
+        }
     }
 
     async fn log(&self, request: &Request<Incoming>, drv: StorePath) -> Result<Response<Body>, Failure> {
@@ -203,6 +234,33 @@ impl Answering {
         };
         tokio::task::spawn_blocking(looking).await.map_err(|e| failed(&e))?
     }
+}
+
+/// Takes what a pusher sends, if it is one.
+async fn pushed(pushing: &Pushing, request: Request<Incoming>) -> Response<Body> {
+    if !pushing.admits(request.headers()) {
+        let mut response = plain(StatusCode::UNAUTHORIZED, "a push token is needed, as a password or a bearer's");
+        put(&mut response, header::WWW_AUTHENTICATE, "Basic realm=\"castored\"");
+        return response;
+    }
+    let path = request.uri().path().to_owned();
+    match pushing.take(request).await {
+        None => {
+            let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "this cannot be written");
+            put(&mut response, header::ALLOW, "GET, HEAD");
+            response
+        }
+        Some(Ok(())) => plain(StatusCode::CREATED, "taken"),
+        Some(Err(error)) => {
+            tracing::warn!(%error, path, "cannot take what is pushed over http");
+            plain(error.status(), &error.to_string())
+        }
+    }
+}
+
+fn failed(error: &Failure, path: &str) -> Response<Body> {
+    tracing::error!(%error, path, "cannot answer over http");
+    plain(StatusCode::INTERNAL_SERVER_ERROR, "the server failed; its log says more")
 }
 
 fn write_nar(served: &Served, entry: &Entry, form: Form, out: &mut Pieces) -> Result<(), RenderError> {

@@ -9,8 +9,9 @@ use bzip2::read::MultiBzDecoder;
 use nix_compat::narinfo::{Compression, NarInfo};
 use nix_compat::realisation::DrvOutput;
 use nix_compat::store_path::StorePath;
-use store::{Entry, Signer, Store};
+use store::{AutoGc, Entry, Signer, Store};
 
+use crate::push::Tokens;
 use crate::target::{PathDigest, nar_url};
 
 /// A cache's place among others; smaller ones are asked first. That of other servers over a store of their own, before the
@@ -26,6 +27,10 @@ pub struct Served {
     pub signer: Signer,
     /// Where build logs are.
     pub log_dir: PathBuf,
+    /// Who may push; nobody unless given.
+    pub pushers: Option<Tokens>,
+    /// When to make room for what is pushed.
+    pub room: AutoGc,
 }
 
 impl Served {

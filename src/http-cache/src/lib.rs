@@ -11,9 +11,10 @@
 //! | `render` | large bodies, made on threads of their own into a bounded channel |
 //! | `listing` | `<hash>.ls` |
 //! | `page` | HTML |
+//! | `push` | what trusted pushers put into the store |
 //!
-//! Everything here only reads: nothing that comes in over HTTP changes the store. Peers are strangers; what they can make
-//! the process hold is in [`limits`].
+//! Nothing that comes in over HTTP changes the store, unless it comes with a token that the administrator has given out
+//! ([`Tokens`]). Other peers are strangers; what they can make the process hold is in [`limits`].
 
 mod answer;
 mod cache;
@@ -22,10 +23,12 @@ pub mod limits;
 mod listing;
 mod pace;
 mod page;
+mod push;
 mod render;
 pub mod server;
 mod target;
 
 pub use cache::Served;
 pub use limits::Limits;
+pub use push::{TokenError, Tokens};
 pub use server::{ListenError, Server};

@@ -26,7 +26,8 @@ pub const PIECE_BYTES: usize = 256 << 10;
 /// Pieces between the thread that makes a body and the connection.
 pub const WAITING_PIECES: usize = 4;
 
-/// How long a client may take to send a request, also the next one on a connection that is kept.
+/// How long a client may take to send a request, also the next one on a connection that is kept; and how long a pusher may
+/// send nothing.
 pub const REQUEST_TIME: Duration = Duration::from_secs(60);
 
 /// Bytes that a client must accept within [`WRITE_TIME`], if there are so many for it.
@@ -46,6 +47,24 @@ pub const MAX_SHOWN_PATHS: usize = 500;
 
 /// Paths that are added up for a closure's size; of larger ones a page says so.
 pub const MAX_CLOSURE: usize = 20_000;
+
+/// NARs that are taken in at the same time, each on a thread; more wait for their turn.
+pub const MAX_PUSHES: usize = 16;
+
+/// NARs that were uploaded and that no narinfo has described yet.
+pub const MAX_PENDING: usize = 512;
+
+/// How long such a NAR is kept.
+pub const PUSH_TIME: Duration = Duration::from_secs(600);
+
+/// Bytes of a narinfo or realisation that is pushed: room for ten thousand references.
+pub const MAX_DESCRIPTION_BYTES: usize = 1 << 20;
+
+/// Bytes of the name of a NAR's file that is pushed.
+pub const MAX_PUSH_NAME: usize = 128;
+
+/// Bytes read of a file with tokens.
+pub const MAX_TOKEN_FILE: u64 = 64 << 10;
 
 /// What a test would not want to wait for, or fill. Otherwise the constants of the same names.
 #[derive(Clone, Debug)]

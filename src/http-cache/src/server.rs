@@ -92,6 +92,7 @@ impl Server {
         };
         tokio::select! {
             () = accepting => {}
+            () = answering.forget_old() => {}
             () = shutdown => {}
         }
         stop.cancel();
@@ -128,7 +129,7 @@ async fn converse(stream: TcpStream, answering: Arc<Answering>, limits: &Limits,
     let stream = TokioIo::new(Paced::new(stream, limits.write_time));
     let answer = service_fn(move |request| {
         let answering = answering.clone();
-        async move { Ok::<_, Infallible>(answering.answer(&request).await) }
+        async move { Ok::<_, Infallible>(answering.answer(request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -127,6 +127,21 @@ compressions! {
     Zstd = "zstd",
 }
 
+impl Compression {
+    /// What follows `.nar` in the names that stock gives files; nothing for those it has no ending for.
+    pub const fn file_ending(self) -> &'static str {
+        match self {
+            Self::Xz => ".xz",
+            Self::Bzip2 => ".bz2",
+            Self::Zstd => ".zst",
+            Self::Lzip => ".lzip",
+            Self::Lz4 => ".lz4",
+            Self::Brotli => ".br",
+            _ => "",
+        }
+    }
+}
+
 impl fmt::Display for Compression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

@@ -29,6 +29,18 @@ impl Store {
         self.check_claims(&new.info, &new.node, &nar)
     }
 
+    /// The same for contents that were imported before anything was claimed of them: `nar` is what was found then.
+    ///
+    /// # Errors
+    /// As for [`Store::check_contents`].
+    pub fn check_imported(&self, new: &NewPath, nar: &NarFacts) -> Result<()> {
+        match nar_algorithm(&new.info) {
+            // The archive has not been hashed with that.
+            Some(algorithm) if algorithm != Algorithm::Sha256 => self.check_contents(new),
+            _ => self.check_claims(&new.info, &new.node, nar),
+        }
+    }
+
     /// Compares the claims of `info` with what was found. A NAR size of 0 claims nothing.
     pub(crate) fn check_claims(&self, info: &PathInfo, node: &Node, nar: &NarFacts) -> Result<()> {
         let path = || self.store_dir().display(&info.path);

@@ -80,6 +80,8 @@ pub(crate) struct Tables {
     pub(crate) realised: Table,
     /// Digest of a path that is damaged and could not be repaired → what is wrong, see [`crate::quarantine`].
     pub(crate) quarantine: Table,
+    /// Destination + digest of a path that is to be sent there → base name, see [`crate::uploads`].
+    pub(crate) uploads: Table,
     /// Names → values, see the keys below.
     pub(crate) meta: Table,
 }
@@ -94,6 +96,7 @@ impl Tables {
             realisations: index.table("realisations")?,
             realised: index.table("realised")?,
             quarantine: index.table("quarantine")?,
+            uploads: index.table("uploads")?,
             meta: index.table("meta")?,
         })
     }
@@ -135,6 +138,7 @@ pub struct Store {
     /// The water marks' business.
     pub(crate) watch: Watch,
     pub(crate) quarantine: Quarantine,
+    pub(crate) uploads: crate::uploads::Queue,
     subscribers: RwLock<Vec<Subscriber>>,
     pub(crate) damage_listener: RwLock<Option<DamageListener>>,
     /// How files are recognised that processes see through the mount.
@@ -203,6 +207,7 @@ impl Store {
             for_opening,
             watch: Watch::default(),
             quarantine,
+            uploads: crate::uploads::Queue::default(),
             subscribers: RwLock::default(),
             damage_listener: RwLock::default(),
             recognise: RwLock::default(),

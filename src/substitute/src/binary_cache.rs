@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Component, Path};
 
-use fetch::{Retry, Sink, copy_file};
+use fetch::{Retry, Sink, Upload, copy_file};
 use nix_compat::narinfo::NarInfo;
 use nix_compat::realisation::{DrvOutput, Realisation};
 use nix_compat::store_path::{StoreDir, StorePath};
@@ -12,6 +12,8 @@ use url::Url;
 use crate::error::Error;
 use crate::location::Place;
 
+/// The file in which a cache tells of itself.
+pub(crate) const CACHE_INFO: &str = "nix-cache-info";
 /// Longest `nix-cache-info`, in bytes.
 const MAX_CACHE_INFO: usize = 64 << 10;
 /// Longest narinfo, in bytes: room for ten thousand references.
@@ -65,20 +67,25 @@ impl BinaryCache {
 
     /// What it says of itself; it must be for the store directory `wanted`.
     pub(crate) fn info(&self, wanted: &StoreDir) -> Result<CacheInfo, Error> {
-        let text = self.text("nix-cache-info", MAX_CACHE_INFO)?;
-        let info = match text {
-            Some(text) => CacheInfo::parse(&text),
+        match self.info_if_there(wanted)? {
+            Some(info) => Ok(info),
             // A directory without it is one into which nobody has written yet.
-            None if self.is_local() => CacheInfo::parse(""),
-            None => return Err(Error::NoCache(self.uri.clone())),
-        };
+            None if self.is_local() => Ok(CacheInfo::parse("")),
+            None => Err(Error::NoCache(self.uri.clone())),
+        }
+    }
+
+    /// The same for one that is perhaps none yet.
+    pub(crate) fn info_if_there(&self, wanted: &StoreDir) -> Result<Option<CacheInfo>, Error> {
+        let Some(text) = self.text(CACHE_INFO, MAX_CACHE_INFO)? else { return Ok(None) };
+        let info = CacheInfo::parse(&text);
         match &info.store_dir {
             Some(theirs) if theirs.trim_end_matches('/') != wanted.as_str() => Err(Error::StoreDir {
                 uri: self.uri.clone(),
                 theirs: theirs.clone(),
                 wanted: wanted.as_str().to_owned(),
             }),
-            _ => Ok(info),
+            _ => Ok(Some(info)),
         }
     }
 
@@ -106,6 +113,16 @@ impl BinaryCache {
     /// Gives a file to `sink`.
     pub(crate) fn copy(&self, name: &str, sink: &mut dyn Sink) -> Result<(), Error> {
         Ok(self.get(&self.url(name)?, sink, Retry::Always)?)
+    }
+
+    /// Where it is.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Puts a file on its server.
+    pub(crate) fn put(&self, name: &str, body: &Upload<'_>, content_type: &str) -> Result<(), Error> {
+        Ok(self.client.put(&self.url(name)?, body, content_type)?)
     }
 
     /// The URL of a file, for messages.

@@ -11,7 +11,10 @@ const MAX_LZMA_MEMORY: u64 = 512 << 20;
 const BUFFER: usize = 64 * 1024;
 
 /// The decompressed contents of `source`; `None` for compressions of which no good library is known.
-pub(crate) fn decompressed<'a>(
+///
+/// # Errors
+/// When no decoder can be made.
+pub fn decompressed<'a>(
     compression: Compression,
     source: impl BufRead + Send + 'a,
 ) -> io::Result<Option<Box<dyn Read + Send + 'a>>> {

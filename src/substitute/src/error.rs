@@ -1,5 +1,9 @@
 //! Why a source could not be used, or a path not be fetched from it.
 
+use std::io;
+use std::path::PathBuf;
+
+use fetch::Trouble;
 use nix_compat::{narinfo, realisation};
 
 /// What is wrong, on which source.
@@ -37,6 +41,25 @@ pub enum Error {
     /// The transfer of a file.
     #[error(transparent)]
     Download(#[from] fetch::DownloadError),
+    /// The same in the other direction.
+    #[error(transparent)]
+    Upload(#[from] fetch::UploadError),
+    /// A file of a cache in a directory, or one that is to be sent.
+    #[error("cannot write {}: {source}", file.display())]
+    Write {
+        /// Which.
+        file: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A NAR that is to be sent.
+    #[error("cannot compress '{path}': {source}")]
+    Compress {
+        /// The store path.
+        path: String,
+        /// Why not.
+        source: io::Error,
+    },
     /// A file that names itself by something that is no place in a cache.
     #[error("binary cache '{uri}' has a file at '{url}', where it cannot be")]
     FileUrl {
@@ -109,8 +132,14 @@ pub enum Error {
 
 impl Error {
     /// Whether the source itself is in trouble, and not a single file of it.
-    pub(crate) fn is_outage(&self) -> bool {
+    pub fn is_outage(&self) -> bool {
         match self {
+            // Whoever is not let in for one path is not for the next.
+            Self::Upload(fetch::UploadError {
+                cause: Trouble::Status { status: 401 | 403 | 405 | 407, .. }, ..
+            }) => true,
+            Self::Upload(error) => error.cause.is_transient() || error.cause.is_unreachable(),
+            Self::Write { .. } => true,
             Self::Download(error) => error.cause.is_transient() || error.cause.is_unreachable(),
             Self::NoCache(_) | Self::StoreDir { .. } => true,
             _ => false,

@@ -4,6 +4,8 @@
 //! caches that a client's settings name, all of them for each path at once (`offers`), walks closures, downloads
 //! what is missing in parallel and registers it, references first.
 //!
+//! A [`CacheWriter`] is the other direction: it puts paths into a binary cache.
+//!
 //! Sources (`source`) are shared by all clients whose settings make them the same; what a client may use and
 //! whom it trusts is its own, in its [`Client`].
 
@@ -21,6 +23,7 @@ mod source;
 mod substituters;
 mod transfer;
 mod watch;
+mod writing;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -34,9 +37,11 @@ use nix_compat::store_path::StorePath;
 use nix_compat::worker::SubstitutableInfo;
 use store::TempRoots;
 
+pub use compression::decompressed;
 pub use error::Error;
 pub use substituters::Substituters;
 pub use watch::{Copying, NoWatch, Watch};
+pub use writing::CacheWriter;
 
 use offers::ClientSources;
 

@@ -1,6 +1,6 @@
 //! One build on another machine, from the connection to the registered outputs, on a thread of its own.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -223,7 +223,7 @@ impl Job {
             let info = self.store.valid_entry(&path)?.info;
             infos.insert(path, info);
         }
-        remote.add(&references_first(infos), &mut |info, out| self.write_nar(&info.path, out)).map_err(copying)
+        remote.add(&remote::references_first(infos), &mut |info, out| self.write_nar(&info.path, out)).map_err(copying)
     }
 
     fn write_nar(&self, path: &StorePath, out: &mut dyn Write) -> io::Result<()> {
@@ -303,6 +303,7 @@ impl Job {
             };
             new.push(self.fetch(remote, name, info)?);
         }
+        let _coming = self.store.queue_uploads(new.iter().map(|new| &new.info.path))?;
         self.store.register(new)?;
         self.store.sync()?;
         Ok(())
@@ -347,69 +348,5 @@ impl Job {
             },
             other => Failure::misc(format!("cannot copy the outputs of '{}': {other}", self.name())),
         })?)
-    }
-}
-
-/// Path infos in an order in which each comes after those it refers to.
-fn references_first(mut infos: BTreeMap<StorePath, PathInfo>) -> Vec<PathInfo> {
-    let mut sorted = Vec::with_capacity(infos.len());
-    while let Some((path, _)) = infos.first_key_value() {
-        // Depth first on a stack of our own: chains of references are long.
-        let mut stack = vec![path.clone()];
-        let mut under_way = HashSet::from([path.clone()]);
-        while let Some(path) = stack.last() {
-            let Some(info) = infos.get(path) else {
-                stack.pop();
-                continue;
-            };
-            let next = info.references.iter().find(|reference| *reference != path && infos.contains_key(*reference));
-            match next {
-                // Only damage makes circles; then any order is as good.
-                Some(next) if under_way.insert(next.clone()) => stack.push(next.clone()),
-                _ => {
-                    let path = path.clone();
-                    sorted.extend(infos.remove(&path));
-                    stack.pop();
-                }
-            }
-        }
-    }
-    sorted
-}
-
-#[cfg(test)]
-mod tests {
-    use nix_compat::hash::NarHash;
-
-    use super::*;
-
-    fn path(n: u8) -> StorePath {
-        StorePath::from_parts([n; 20], "x").unwrap()
-    }
-
-    fn info(n: u8, references: &[u8]) -> (StorePath, PathInfo) {
-        let info = PathInfo {
-            path: path(n),
-            deriver: None,
-            nar_hash: NarHash::from([0; 32]),
-            references: references.iter().copied().map(path).collect(),
-            registration_time: 0,
-            nar_size: 1,
-            ultimate: false,
-            signatures: BTreeSet::new(),
-            ca: None,
-        };
-        (path(n), info)
-    }
-
-    fn order(infos: &[(StorePath, PathInfo)]) -> Vec<u8> {
-        references_first(infos.iter().cloned().collect()).iter().map(|info| info.path.digest()[0]).collect()
-    }
-
-    #[test]
-    fn what_is_referred_to_comes_first() {
-        assert_eq!(order(&[info(1, &[2, 3, 9]), info(2, &[2, 3]), info(3, &[]), info(4, &[1])]), [3, 2, 1, 4]);
-        assert_eq!(order(&[]), [] as [u8; 0]);
-        assert_eq!(order(&[info(1, &[2]), info(2, &[1])]).len(), 2, "it ends even so");
     }
 }

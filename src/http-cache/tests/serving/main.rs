@@ -4,4 +4,5 @@
 mod answers;
 mod connections;
 mod pages;
+mod pushes;
 mod rig;

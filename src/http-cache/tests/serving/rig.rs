@@ -6,12 +6,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_cache::{Limits, Served, Server};
+use http_cache::{Limits, Served, Server, Tokens};
+use nix_compat::conf::Settings;
 use nix_compat::hash::{NarHash, sha256};
 use nix_compat::nar::NarWriter;
 use nix_compat::path_info::PathInfo;
 use nix_compat::store_path::{StoreDir, StorePath};
-use store::{Config, Signer, Store};
+use store::{AutoGc, Config, Signer, Store};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
@@ -20,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The key of the signer: made for these tests, and of no worth.
 pub(crate) const SECRET: &str =
     "test:nWGxne/9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2DXWpgBgrEKt9VL/tPJZAc6DuFy89qmIyWvAhpo9wdRGg==";
+
+/// What pushers know.
+pub(crate) const TOKEN: &str = "a token for tests";
 
 pub(crate) struct Rig {
     pub(crate) store: Arc<Store>,
@@ -43,12 +47,29 @@ impl Rig {
     }
 
     pub(crate) fn with(limits: Limits) -> Self {
+        Self::start(limits, false)
+    }
+
+    /// One that lets whoever knows [`TOKEN`] push.
+    pub(crate) fn pushing(limits: Limits) -> Self {
+        Self::start(limits, true)
+    }
+
+    fn start(limits: Limits, pushing: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(Config::new(StoreDir::default(), dir.path())).unwrap();
         let key = dir.path().join("key");
         std::fs::write(&key, SECRET).unwrap();
         let signer = Signer::new(&[key.to_str().unwrap().to_owned()]).unwrap();
-        let served = Served { store: store.clone(), signer: signer.clone(), log_dir: dir.path().join("log") };
+        let tokens = dir.path().join("tokens");
+        std::fs::write(&tokens, TOKEN).unwrap();
+        let served = Served {
+            store: store.clone(),
+            signer: signer.clone(),
+            log_dir: dir.path().join("log"),
+            pushers: pushing.then(|| Tokens::read(&tokens).unwrap()),
+            room: AutoGc::from(&Settings::default()),
+        };
         let runtime = Runtime::new().unwrap();
         let server = runtime.block_on(async { Server::bind("127.0.0.1:0".parse().unwrap()) }).unwrap();
         let address = server.address().unwrap();
@@ -171,6 +192,15 @@ impl Connection {
     pub(crate) fn ask(&mut self, method: &str, path: &str, headers: &[&str]) -> Response {
         self.send(method, path, headers);
         self.receive(method == "HEAD").unwrap()
+    }
+
+    /// Puts a body whose length is told.
+    pub(crate) fn put(&mut self, path: &str, headers: &[&str], body: &[u8]) -> Response {
+        let length = format!("Content-Length: {}", body.len());
+        self.send("PUT", path, &[headers, &[&length]].concat());
+        // A server that refuses it may not read it.
+        let _ = self.stream.write_all(body);
+        self.receive(false).unwrap()
     }
 
     /// Takes what comes; false at the end.

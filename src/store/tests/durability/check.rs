@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use castore::index::RecoveredIndex;
-use store::{Durability, GcAction, GcScope, Store};
+use store::{Durability, GcAction, GcScope, MAX_QUEUED, Store};
 
 use crate::ledger::Entries;
 use crate::load::{self, ROOTS, config};
@@ -17,6 +17,7 @@ pub(crate) fn check(state: &Path, entries: &Entries, at: usize) -> Result<(), St
         pack_usage(state)?;
         let store = Store::open(config(state, Durability::Grouped)).map_err(|error| told("opening", &error))?;
         valid_paths(&store, entries, at)?;
+        queue(&store)?;
         whole(&store)?;
         roots(&store, entries, at)?;
         goes_on(&store, entries, at)
@@ -116,6 +117,19 @@ fn valid_paths(store: &Store, entries: &Entries, at: usize) -> Result<(), String
         }
     }
     Ok(())
+}
+
+/// All that is valid was queued before.
+fn queue(store: &Store) -> Result<(), String> {
+    let target = load::upload_target();
+    let told = |error| told("reading the queue of uploads", &error);
+    store.set_upload_targets(&[target]).map_err(told)?;
+    let queued = store.queued_uploads(target, None, MAX_QUEUED).map_err(told)?;
+    let valid = store.all_valid_paths().map_err(told)?;
+    match valid.iter().find(|path| !queued.contains(path)) {
+        None => Ok(()),
+        Some(path) => Err(format!("{path} is valid and not queued")),
+    }
 }
 
 /// Nothing is there by half: every valid path can be read and has its hash, and the tables agree.
