@@ -16,6 +16,7 @@ use compat_tests::wire::Client;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::mount::{MntFlags, umount2};
 
+use crate::builds::wait_until;
 use crate::{Setup, castored_setup, derivation};
 
 const MIB: u64 = 1 << 20;
@@ -224,25 +225,32 @@ fn garbage_goes_before_space_runs_out_in_adds_and_in_builds() {
     daemon.stop().unwrap();
 }
 
+/// Texts that are much alike, added: their paths and contents.
+fn add_texts(s: &Setup) -> Vec<(String, Vec<u8>)> {
+    let text = |number: u32| (number..number + 3000).map(|n| format!("line {n} of a text that others have as well\n"));
+    (0..30)
+        .map(|number| {
+            let file = s.room.write(&format!("text-{number}"), text(number).collect::<String>()).unwrap();
+            let path = s.nix(Who::User, "nix-store").quiet().arg("--add").arg(&file).ok().unwrap().text();
+            (path, fs::read(file).unwrap())
+        })
+        .collect()
+}
+
+fn bytes_in_packs() -> u64 {
+    let packs = fs::read_dir("/nix/var/nix/castored/packs").unwrap();
+    packs.map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
+}
+
 #[test]
 fn optimising_a_store_saves_space_and_says_so() {
     let Some(s) = castored_setup("optimise") else { return };
     let daemon = s.start();
-    let mut paths = Vec::new();
-    for number in 0..30 {
-        let text = (number..number + 3000).map(|n| format!("line {n} of a text that others have as well\n"));
-        let file = s.room.write(&format!("text-{number}"), text.collect::<String>()).unwrap();
-        let path = s.nix(Who::User, "nix-store").quiet().arg("--add").arg(&file).ok().unwrap().text();
-        paths.push((path, fs::read(file).unwrap()));
-    }
-    let packs = || -> u64 {
-        let packs = fs::read_dir("/nix/var/nix/castored/packs").unwrap();
-        packs.map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
-    };
-    let before = packs();
+    let paths = add_texts(&s);
+    let before = bytes_in_packs();
     let said = s.nix(Who::User, "nix-store").arg("--optimise").ok().unwrap();
     expect_contains(&said.all(), "MiB freed").unwrap();
-    let after = packs();
+    let after = bytes_in_packs();
     println!("{before} bytes before, {after} after");
     assert!(after < before * 9 / 10);
     s.nix(Who::User, "nix").args(["store", "optimise"]).ok().unwrap();
@@ -256,6 +264,25 @@ fn optimising_a_store_saves_space_and_says_so() {
     }
     let check = s.nix(Who::Root, "nix-store").args(["--verify", "--check-contents"]).ok().unwrap();
     assert!(!check.all().contains("modified"), "{}", check.all());
+    daemon.stop().unwrap();
+}
+
+#[test]
+fn a_store_that_nobody_uses_is_optimised_without_being_asked() {
+    let Some(s) = castored_setup("optimise-idle") else { return };
+    s.start().stop().unwrap();
+    fs::write(s.room.dir().join("daemon-conf/castored.conf"), "optimise-when-idle = 3\n").unwrap();
+    let daemon = s.start();
+    let paths = add_texts(&s);
+    let before = bytes_in_packs();
+    let connected = daemon.connect().unwrap();
+    std::thread::sleep(Duration::from_secs(8));
+    assert!(bytes_in_packs() >= before, "somebody is here");
+    drop(connected);
+    assert!(wait_until(Duration::from_secs(120), || bytes_in_packs() < before * 9 / 10), "{}", daemon.log());
+    for (path, contents) in &paths {
+        assert!(fs::read(path).unwrap() == *contents);
+    }
     daemon.stop().unwrap();
 }
 

@@ -23,6 +23,7 @@ use upload::Uploads;
 
 use crate::budget::Budget;
 use crate::failure::Failure;
+use crate::idle::Idle;
 use crate::kept::{self, Note};
 use crate::sizes::serve as sizes;
 use crate::{fsck, mending, state, status};
@@ -280,8 +281,15 @@ async fn serve(
     let uploads = start_uploads(&store, &settings);
     let checks =
         fsck::Server { store: store.clone(), scheduler: scheduler.clone(), settings: Arc::new(settings.clone()) };
+    let idle_after = ::daemon::optimise_when_idle(&settings)?;
     let daemon = Daemon::new(store.clone(), scheduler.clone(), settings, locations.clone(), extras)?;
     let measuring = (sizes::listen(&locations.state_dir)?, store.clone());
+    let idle = idle_after.map(|after| Idle {
+        daemon: daemon.clone(),
+        scheduler: scheduler.clone(),
+        store: store.clone(),
+        after,
+    });
     let status = status::Source { daemon: daemon.clone(), scheduler, store, budget, listings, uploads };
     let answering = status::listen(&locations.state_dir)?;
     let checking = fsck::listen(&locations.state_dir)?;
@@ -308,6 +316,9 @@ async fn serve(
     });
     tokio::spawn(status::answer(answering, status));
     tokio::spawn(checks.run(checking));
+    if let Some(idle) = idle {
+        tokio::spawn(idle.run(stopped.clone()));
+    }
     tokio::spawn(sizes::serve(measuring.0, measuring.1));
     let end = tokio::spawn(async move {
         let end = termination.wait().await;

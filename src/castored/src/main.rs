@@ -10,6 +10,7 @@ mod daemon;
 mod du;
 mod failure;
 mod fsck;
+mod idle;
 mod import;
 mod kept;
 mod mending;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::unistd::{AccessFlags, access};
 use nix_compat::conf::{self, Settings};
@@ -228,6 +229,19 @@ pub fn memory_budget(settings: &Settings) -> Result<Option<u64>, ConfigError> {
     conf::bytes(text).map(Some).ok_or_else(wrong)
 }
 
+/// castored's own setting `optimise-when-idle`: after so many seconds without a client, a build or much else to do for the
+/// processors, contents are packed more densely. 0, which is also the default, is never.
+///
+/// # Errors
+/// [`ConfigError::Own`].
+pub fn optimise_when_idle(settings: &Settings) -> Result<Option<Duration>, ConfigError> {
+    const NAME: &str = "optimise-when-idle";
+    let Some(text) = settings.other.get(NAME) else { return Ok(None) };
+    let wrong = |_| ConfigError::Own { name: NAME, value: text.clone(), expected: "a number of seconds" };
+    let seconds: u32 = text.parse().map_err(wrong)?;
+    Ok((seconds > 0).then(|| Duration::from_secs(seconds.into())))
+}
+
 fn parse(text: &str, origin: &Path) -> Result<Vec<(String, String)>, ConfigError> {
     let dir = origin.parent().unwrap_or(Path::new("/")).to_owned();
     let mut include = |path: &str, optional: bool| -> Result<Option<String>, String> {
@@ -303,6 +317,16 @@ mod tests {
         for settings in [load(""), load("http-push-token-file =\nupload-to =")] {
             assert_eq!((http_push_token_file(&settings), upload_to(&settings)), (None, Vec::new()));
         }
+    }
+
+    #[test]
+    fn when_nobody_is_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let after = |text| optimise_when_idle(&load_settings(dir.path(), text, &[], 1).unwrap().0);
+        assert_eq!(after(None).unwrap(), None);
+        assert_eq!(after(Some("optimise-when-idle = 0")).unwrap(), None);
+        assert_eq!(after(Some("optimise-when-idle = 600")).unwrap(), Some(Duration::from_secs(600)));
+        assert!(matches!(after(Some("optimise-when-idle = often")), Err(ConfigError::Own { .. })));
     }
 
     #[test]

@@ -110,6 +110,11 @@ impl Daemon {
         self.streams.running()
     }
 
+    /// How many clients there have been.
+    pub fn visits(&self) -> u64 {
+        self.next_client.load(Ordering::Relaxed)
+    }
+
     /// The clients that are connected now.
     pub fn clients(&self) -> Vec<Client> {
         self.clients.lock().all.values().cloned().collect()

@@ -28,8 +28,8 @@ mod socket;
 mod streams;
 
 pub use config::{
-    ConfigError, Locations, durability, http_listen, http_push_token_file, load_settings, memory_budget, parse_listen,
-    upload_to,
+    ConfigError, Locations, durability, http_listen, http_push_token_file, load_settings, memory_budget,
+    optimise_when_idle, parse_listen, upload_to,
 };
 pub use connection::ConnectionError;
 pub use daemon::{Client, Daemon, Extras};
