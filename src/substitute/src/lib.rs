@@ -1,7 +1,7 @@
 //! Other stores as sources of paths.
 //!
-//! A [`Substituter`] is what the scheduler asks before it builds. [`Substituters`] is the real one: it asks the binary
-//! caches that a client's settings name, all of them for each path at once (`offers`), walks closures, downloads
+//! A [`Substituter`] is what the scheduler asks before it builds. [`Substituters`] is the real one: it asks the sources
+//! (binary caches, other stores) that a client's settings name, all of them for each path at once (`offers`), walks closures, downloads
 //! what is missing in parallel and registers it, references first.
 //!
 //! Sources (`source`) are shared by all clients whose settings make them the same; what a client may use and
@@ -14,6 +14,8 @@ mod error;
 mod health;
 mod location;
 mod offers;
+mod origin;
+mod peer;
 mod pipe;
 mod realise;
 mod refetch;

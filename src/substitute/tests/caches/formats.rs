@@ -5,7 +5,7 @@ use nix_compat::store_path::StoreDir;
 use substitute::{Outcome, Substituter, Wanted};
 
 use crate::rig::{Cache, Rig};
-use crate::server::Server;
+use crate::server::{Server, response};
 
 const COMPRESSIONS: [Compression; 7] = [
     Compression::None,
@@ -34,6 +34,31 @@ async fn every_compression_from_a_directory_and_a_server() {
             assert_eq!(rig.fetch(&[&url], &[], &entry).await.0, Outcome::AlreadyValid);
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_of_s3_is_a_cache() {
+    let (cache, rig) = (Cache::new(), Rig::new());
+    let entry = cache.add("in-a-bucket", b"contents", &[]);
+    let dir = cache.path();
+    // A bucket that everybody may read; what is signed is for the tests of downloads.
+    let server = Server::with(dir.clone(), move |path, _| {
+        let file = path.strip_prefix("/bucket/below/").map(|name| std::fs::read(dir.join(name)));
+        match file {
+            Some(Ok(body)) => Some(response("200 OK", "", &body)),
+            // As a bucket answers that does not list what it has.
+            _ => Some(response("403 Forbidden", "", b"<Error/>")),
+        }
+    });
+    let url = format!("s3://bucket/below?endpoint={}&scheme=http&region=eu-west-1&profile=none", server.address);
+    let (outcome, told) = rig.fetch(&[&url], &[], &entry).await;
+    assert_eq!(outcome, Outcome::Substituted, "{}", told.lines());
+    let absent = cache.entry("absent", b"x", &[]);
+    assert_eq!(rig.fetch(&[&url], &[], &absent).await.0, Outcome::Unavailable);
+    let elsewhere = url.replace("below", "elsewhere");
+    let (outcome, told) = rig.fetch(&[&elsewhere], &[], &absent).await;
+    assert_eq!(outcome, Outcome::Unavailable);
+    assert_eq!(told.lines(), "warning: 's3://bucket/elsewhere' does not appear to be a binary cache");
 }
 
 #[tokio::test(flavor = "multi_thread")]
