@@ -52,11 +52,21 @@ pub struct Wanted {
     pub path: StorePath,
     /// What its contents must be, where that is known beforehand. Stores with other store directories may have them too.
     pub ca: Option<ContentAddress>,
+    /// Somebody asks for this very path, and not for something that needs it: a source that did not have it a while ago
+    /// is asked again.
+    pub explicit: bool,
+}
+
+impl Wanted {
+    /// A path that is asked for itself.
+    pub fn explicitly(path: StorePath) -> Self {
+        Self { path, ca: None, explicit: true }
+    }
 }
 
 impl From<StorePath> for Wanted {
     fn from(path: StorePath) -> Self {
-        Self { path, ca: None }
+        Self { path, ca: None, explicit: false }
     }
 }
 

@@ -148,7 +148,7 @@ impl Substituters {
                 }
             }
         };
-        let Some(narinfo) = source.narinfo(&there, &client.settings).await? else { return Ok(None) };
+        let Some(narinfo) = source.narinfo(&there, &client.settings, wanted.explicit).await? else { return Ok(None) };
         let renamed = elsewhere || narinfo.info.path != wanted.path;
         let by_contents = narinfo.info.references.is_empty() && narinfo.info.is_content_addressed(&source.store_dir);
         if (elsewhere && narinfo.info.path != there) || (renamed && !by_contents) {

@@ -22,6 +22,8 @@ const MAX_LOOKUPS: usize = 100;
 /// Time for which it is remembered that a source lacks a path, unless a client has a setting of its own. Stock's hour
 /// is more than anybody wants to wait for what has just been uploaded.
 const NEGATIVE_TTL: Duration = Duration::from_secs(60);
+/// The same for a path that is asked for itself: a client asks what it would have to fetch first, and then for it.
+const EXPLICIT_TTL: Duration = Duration::from_secs(3);
 /// The setting's default, in seconds.
 const STOCK_NEGATIVE_TTL: u64 = 3600;
 
@@ -84,11 +86,12 @@ impl Source {
         self.info.get_or_try_init(ask).await.map(drop)
     }
 
-    /// Its description of a path.
+    /// Its description of a path. Where it is `explicit`, that it was not there is not remembered for long.
     pub(crate) async fn narinfo(
         self: &Arc<Self>,
         path: &StorePath,
         settings: &Settings,
+        explicit: bool,
     ) -> Result<Option<Arc<NarInfo>>, Error> {
         let ask = || {
             let (source, path) = (self.clone(), path.clone());
@@ -99,7 +102,7 @@ impl Source {
         }
         loop {
             match self.known.get_value_or_guard_async(path).await {
-                Ok(known) if known.since.elapsed() < ttl(&known, settings) => return Ok(known.narinfo),
+                Ok(known) if known.since.elapsed() < ttl(&known, settings, explicit) => return Ok(known.narinfo),
                 Ok(_) => {
                     self.known.remove(path);
                 }
@@ -160,10 +163,14 @@ impl Source {
     }
 }
 
-fn ttl(known: &Known, settings: &Settings) -> Duration {
+fn ttl(known: &Known, settings: &Settings, explicit: bool) -> Duration {
+    let negative = match settings.narinfo_cache_negative_ttl {
+        STOCK_NEGATIVE_TTL => NEGATIVE_TTL,
+        seconds => Duration::from_secs(seconds),
+    };
     match &known.narinfo {
         Some(_) => Duration::from_secs(settings.narinfo_cache_positive_ttl),
-        None if settings.narinfo_cache_negative_ttl == STOCK_NEGATIVE_TTL => NEGATIVE_TTL,
-        None => Duration::from_secs(settings.narinfo_cache_negative_ttl),
+        None if explicit => negative.min(EXPLICIT_TTL),
+        None => negative,
     }
 }

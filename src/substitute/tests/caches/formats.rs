@@ -83,7 +83,7 @@ async fn what_its_contents_name_may_come_from_another_store_directory() {
     let url = format!("{}?store=/fnord/store", cache.url());
     // By its path alone nobody can know.
     assert_eq!(rig.fetch(&[&url], &[], &here).await.0, Outcome::Unavailable);
-    let wanted = Wanted { path: here.path().clone(), ca: here.narinfo.info.ca.clone() };
+    let wanted = Wanted { path: here.path().clone(), ca: here.narinfo.info.ca.clone(), explicit: false };
     let (client, told) = rig.client(&[&url], &[]);
     assert_eq!(rig.substituters.substitute(&client, wanted.clone()).await, Outcome::Substituted, "{}", told.lines());
     assert!(rig.has(&here));
