@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use compat_tests::Who;
 use compat_tests::checks::expect_contains;
+use compat_tests::ssh::executable;
 
+use crate::builds::wait_until;
 use crate::{Setup, derivation, setup};
 
 /// Compressions that stock writes and castored reads.
@@ -116,6 +118,95 @@ fn all_releases_realise_from_a_server() {
         expect_contains(&said.all(), &format!("copying path '{}' from '{url}'", p.outer)).unwrap();
         p.check();
         p.forget(&s);
+    }
+    daemon.stop().unwrap();
+}
+
+/// A store of stock's own that has what was published.
+struct Stock {
+    dir: PathBuf,
+    release: compat_tests::Release,
+}
+
+impl Stock {
+    fn new(s: &Setup, version: &str, published: &Published) -> Self {
+        let release = s.machine.release(version).unwrap().clone();
+        let dir = s.room.dir().join(format!("stock-{version}"));
+        fs::create_dir_all(dir.join("etc")).unwrap();
+        let conf = "build-users-group =\nexperimental-features = nix-command\n";
+        fs::write(dir.join("etc/nix.conf"), conf).unwrap();
+        let stock = Self { dir, release };
+        let copy = stock.script("nix", "");
+        let copied = std::process::Command::new(copy)
+            .args(["copy", "--no-check-sigs", "--from", &published.url, &published.outer])
+            .output()
+            .unwrap();
+        assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+        stock
+    }
+
+    /// A command of the release for that store.
+    fn script(&self, command: &str, variables: &str) -> PathBuf {
+        let script = format!(
+            "#!/bin/sh\nexec env -i PATH=/usr/bin:/bin HOME={0} NIX_CONF_DIR={0}/etc NIX_REMOTE='local?root={0}/root' \
+             {variables} {1} \"$@\"\n",
+            self.dir.display(),
+            self.release.command(command).display()
+        );
+        let path = self.dir.join(command);
+        executable(&path, &script).unwrap();
+        path
+    }
+}
+
+/// A daemon of that store's, until it is dropped.
+struct Listening(std::process::Child);
+
+impl Listening {
+    fn start(stock: &Stock, socket: &Path) -> Self {
+        let command = stock.script("nix-daemon", &format!("NIX_DAEMON_SOCKET_PATH={}", socket.display()));
+        let listening = Self(std::process::Command::new(command).spawn().unwrap());
+        let is_there = wait_until(std::time::Duration::from_secs(10), || socket.exists());
+        assert!(is_there, "nobody listens at {}", socket.display());
+        listening
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Over ssh with both protocols and over a socket; what no trusted key has signed is refused there too.
+#[test]
+fn stock_stores_are_sources() {
+    let Some(s) = setup("subst-stores") else { return };
+    let daemon = s.start();
+    for (n, version) in ["2.3.7", "2.34.8"].into_iter().enumerate() {
+        let p = Published::new(&s, &format!("stores-{n}"), "");
+        let stock = Stock::new(&s, version, &p);
+        let socket = stock.dir.join("socket");
+        // 2.3.7 listens only where it always does.
+        let listening = (version != "2.3.7").then(|| Listening::start(&stock, &socket));
+        let program = |command: &str| format!("localhost?remote-program={}", stock.script(command, "").display());
+        let mut urls = vec![format!("ssh://{}", program("nix-store"))];
+        urls.push(format!("ssh-ng://{}", program("nix-daemon")));
+        urls.extend(listening.as_ref().map(|_| format!("unix://{}", socket.display())));
+        for url in &urls {
+            let realise = |key: &str| {
+                let call = s.nix(Who::Root, "nix-store").args(["-r", &p.outer, "--option", "substituters", url]);
+                call.args(["--option", "trusted-public-keys", key])
+            };
+            expect_contains(&realise("").fails().unwrap().all(), "it's not signed by any of the keys").unwrap();
+            assert!(!Path::new(&p.outer).exists());
+            let said = realise(&p.key).ok().unwrap_or_else(|error| panic!("{version} {url}: {error}"));
+            let place = url.split('?').next().unwrap();
+            expect_contains(&said.all(), &format!("copying path '{}' from '{place}'", p.outer)).unwrap();
+            p.check();
+            p.forget(&s);
+        }
     }
     daemon.stop().unwrap();
 }

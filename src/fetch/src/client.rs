@@ -20,6 +20,7 @@ use crate::download::Download;
 use crate::error::{DownloadError, Trouble, UploadError};
 use crate::netrc::{Login, login};
 use crate::proxy::proxy_for;
+use crate::s3::SignedBucket;
 
 /// Redirections followed one after the other: curl's number.
 const MAX_REDIRECTS: usize = 10;
@@ -31,6 +32,8 @@ const PIECE: usize = 64 * 1024;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// No pause is longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(120);
+/// A server that asks for a longer one is asked again all the same: who waits may have other places to look.
+const LONGEST_ASKED: Duration = Duration::from_secs(30);
 /// Some servers treat browsers and download tools differently, so that this begins as stock's does.
 const USER_AGENT: &str = concat!("curl/8 castored/", env!("CARGO_PKG_VERSION"));
 
@@ -85,6 +88,8 @@ pub struct Client {
     tls: TlsConfig,
     /// One for each proxy that was needed: each has connections that are used again.
     agents: Mutex<Vec<(Option<String>, Agent)>>,
+    /// Requests to it are signed.
+    bucket: Option<SignedBucket>,
 }
 
 /// What the sink has of a download.
@@ -110,7 +115,13 @@ impl Client {
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .root_certs(RootCerts::from(certificates))
             .build();
-        Self { settings, tls, agents: Mutex::default() }
+        Self { settings, tls, agents: Mutex::default(), bucket: None }
+    }
+
+    /// The same, that signs its requests to a bucket.
+    #[must_use]
+    pub fn signing(self, bucket: SignedBucket) -> Self {
+        Self { bucket: Some(bucket), ..self }
     }
 
     /// Downloads what is at `url` into `sink`. Tries again what may go better another time. Blocks.
@@ -128,11 +139,14 @@ impl Client {
                 && attempt < self.settings.attempts
                 && (retry == Retry::Always || !cause.is_unreachable())
                 && (state.length == 0 || state.resumable || sink.can_restart());
+            let pause = match &cause {
+                Trouble::Status { retry_after: Some(asked), .. } => pause(attempt).max(*asked.min(&LONGEST_ASKED)),
+                _ => pause(attempt),
+            };
             let error = failed(cause);
             if !again {
                 return Err(error);
             }
-            let pause = pause(attempt);
             let from = if state.resumable && state.length > 0 {
                 format!(" from offset {}", state.length)
             } else {
@@ -160,7 +174,8 @@ impl Client {
             if status == StatusCode::RANGE_NOT_SATISFIABLE || status.is_success() {
                 state.resumable = false;
             }
-            return Err(Trouble::Status { status: status.as_u16(), body: short_body(&mut response) });
+            let retry_after = retry_after(&response);
+            return Err(Trouble::Status { status: status.as_u16(), body: short_body(&mut response), retry_after });
         }
         if !continues {
             state.length = 0;
@@ -221,7 +236,8 @@ impl Client {
             let _ = short_body(&mut response);
             return Ok(());
         }
-        Err(Trouble::Status { status: status.as_u16(), body: short_body(&mut response) })
+        let retry_after = retry_after(&response);
+        Err(Trouble::Status { status: status.as_u16(), retry_after, body: short_body(&mut response) })
     }
 
     /// Waits until `bytes` may have come since `start`.
@@ -250,7 +266,12 @@ impl Client {
 
     fn request_once(&self, url: &Url, state: &State) -> Result<Response<Body>, Trouble> {
         let agent = self.agent(proxy_for(url, &self.settings.proxies))?;
-        let mut request = self.authorized(url, agent.get(bare(url).as_str()));
+        let signed = self.bucket.as_ref().and_then(|bucket| bucket.sign(url));
+        // The signature says who asks; a server refuses to be told twice.
+        let mut request = match &signed {
+            Some(signed) => agent.get(signed.as_str()),
+            None => self.authorized(url, agent.get(bare(url).as_str())),
+        };
         if state.length > 0 {
             request = request.header(header::RANGE, format!("bytes={}-", state.length));
             if let Some(tag) = &state.tag {
@@ -335,6 +356,12 @@ fn starts_at(response: &Response<Body>, offset: u64) -> bool {
     let range = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
     let start = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok());
     offset > 0 && start == Some(offset)
+}
+
+/// How long a server asks to be left alone: seconds. A date, which it may be as well, is not understood.
+fn retry_after(response: &Response<Body>) -> Option<Duration> {
+    let value = response.headers().get(header::RETRY_AFTER)?.to_str().ok()?;
+    value.trim().parse().ok().map(Duration::from_secs)
 }
 
 /// What a server says about an error, if it is short.

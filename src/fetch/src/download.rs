@@ -110,7 +110,8 @@ fn certificate_file(setting: &Path, variable: &dyn Fn(&str) -> Option<String>) -
     named.map(PathBuf::from).or_else(|| present().map(PathBuf::from)).unwrap_or_else(|| setting.to_owned())
 }
 
-fn read(path: &Path, limit: u64) -> String {
+/// A file's text; nothing of one that is longer than `limit` bytes or cannot be read.
+pub(crate) fn read(path: &Path, limit: u64) -> String {
     let read = || -> io::Result<String> {
         let mut bytes = Vec::new();
         File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;

@@ -1,6 +1,7 @@
 //! Why a download failed, in stock Nix's words where it has some.
 
 use std::path::PathBuf;
+use std::time::Duration;
 use std::{fmt, io};
 
 /// A failed download.
@@ -50,6 +51,8 @@ pub enum Trouble {
         status: u16,
         /// What it says of it, if that is short.
         body: Option<String>,
+        /// When it wants to be asked again, if it says so.
+        retry_after: Option<Duration>,
     },
     /// From one place to the next.
     #[error("more than {0} redirections")]

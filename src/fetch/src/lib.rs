@@ -8,7 +8,9 @@ mod download;
 mod error;
 mod netrc;
 mod proxy;
+mod s3;
 
 pub use client::{Client, Retry, Sink, Upload, copy_file, without_password};
 pub use download::{Download, DownloadOptions};
 pub use error::{DownloadError, Trouble, UploadError};
+pub use s3::{S3Bucket, S3Error, SignedBucket};

@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix_compat::derivation::BasicDerivation;
 use nix_compat::export::{END, MORE, Trailer, write_trailer};
 use nix_compat::path_info::PathInfo;
+use nix_compat::realisation::{DrvOutput, Realisation};
 use nix_compat::serve::{self as serve_protocol, BuildOptions};
 use nix_compat::store_path::{StoreDir, StorePath};
 use nix_compat::store_uri::StoreUri;
@@ -31,6 +32,8 @@ use crate::{serve, worker};
 const ADD_MULTIPLE: u16 = 32;
 /// Since this minor version of the serve protocol a path is added with all that is known of it.
 const SERVE_ADD_NAR: u16 = 5;
+/// Since this minor version the worker protocol has realisations.
+const REALISATIONS: u16 = 27;
 /// How long the other end may be silent while it is not building.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -296,6 +299,23 @@ impl RemoteStore {
             }
         };
         infos.map_err(|error| self.explain(error))
+    }
+
+    /// What an output turned out to be there; nothing where the protocol has no words for the question.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn realisation(&mut self, id: &DrvOutput) -> Result<Option<Realisation>> {
+        let found = match &mut self.client {
+            Client::Worker(connection) if connection.protocol().since(REALISATIONS) => {
+                match connection.call(&Request::QueryRealisation(id.clone()), nothing) {
+                    Ok(Response::Realisation(found)) => Ok(found),
+                    other => Err(unexpected(other)),
+                }
+            }
+            _ => Ok(None),
+        };
+        found.map_err(|error| self.explain(error))
     }
 
     /// The NAR of a path: `read` has to take all of it, and not a byte more. When it has not, the connection is of no

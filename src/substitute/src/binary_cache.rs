@@ -11,6 +11,7 @@ use url::Url;
 
 use crate::error::Error;
 use crate::location::Place;
+use crate::origin::{Origin, SourceInfo};
 
 /// The file in which a cache tells of itself.
 pub(crate) const CACHE_INFO: &str = "nix-cache-info";
@@ -25,29 +26,28 @@ const DEFAULT_PRIORITY: u64 = 50;
 
 /// A cache's files.
 pub(crate) struct BinaryCache {
-    /// For messages.
-    pub(crate) uri: String,
+    uri: String,
     place: Place,
     client: fetch::Client,
 }
 
 /// What a cache says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct CacheInfo {
-    pub(crate) priority: u64,
-    pub(crate) want_mass_query: bool,
+struct CacheInfo {
+    says: SourceInfo,
     store_dir: Option<String>,
 }
 
 impl CacheInfo {
     fn parse(text: &str) -> Self {
-        let mut info = Self { priority: DEFAULT_PRIORITY, want_mass_query: false, store_dir: None };
+        let says = SourceInfo { priority: DEFAULT_PRIORITY, want_mass_query: false };
+        let mut info = Self { says, store_dir: None };
         for (name, value) in text.lines().filter_map(|line| line.split_once(':')) {
             let value = value.trim();
             match name {
                 "StoreDir" => info.store_dir = Some(value.to_owned()),
-                "WantMassQuery" => info.want_mass_query = value == "1",
-                "Priority" => info.priority = value.parse().unwrap_or(DEFAULT_PRIORITY),
+                "WantMassQuery" => info.says.want_mass_query = value == "1",
+                "Priority" => info.says.priority = value.parse().unwrap_or(DEFAULT_PRIORITY),
                 _ => {}
             }
         }
@@ -60,23 +60,8 @@ impl BinaryCache {
         Self { uri, place, client }
     }
 
-    /// Whether a look at it costs no more than a look at an index.
-    pub(crate) fn is_local(&self) -> bool {
-        matches!(self.place, Place::Directory(_))
-    }
-
-    /// What it says of itself; it must be for the store directory `wanted`.
-    pub(crate) fn info(&self, wanted: &StoreDir) -> Result<CacheInfo, Error> {
-        match self.info_if_there(wanted)? {
-            Some(info) => Ok(info),
-            // A directory without it is one into which nobody has written yet.
-            None if self.is_local() => Ok(CacheInfo::parse("")),
-            None => Err(Error::NoCache(self.uri.clone())),
-        }
-    }
-
-    /// The same for one that is perhaps none yet.
-    pub(crate) fn info_if_there(&self, wanted: &StoreDir) -> Result<Option<CacheInfo>, Error> {
+    /// What it says of itself, if it is a cache yet; it must be for the store directory `wanted`.
+    pub(crate) fn info_if_there(&self, wanted: &StoreDir) -> Result<Option<SourceInfo>, Error> {
         let Some(text) = self.text(CACHE_INFO, MAX_CACHE_INFO)? else { return Ok(None) };
         let info = CacheInfo::parse(&text);
         match &info.store_dir {
@@ -85,34 +70,8 @@ impl BinaryCache {
                 theirs: theirs.clone(),
                 wanted: wanted.as_str().to_owned(),
             }),
-            _ => Ok(Some(info)),
+            _ => Ok(Some(info.says)),
         }
-    }
-
-    /// The description of a path, if it has it.
-    pub(crate) fn narinfo(&self, dir: &StoreDir, path: &StorePath) -> Result<Option<NarInfo>, Error> {
-        let name = format!("{}.narinfo", path.hash_part());
-        let Some(text) = self.text(&name, MAX_NARINFO)? else { return Ok(None) };
-        let corrupt = |source| Error::NarInfo { file: self.file(&name), source };
-        NarInfo::parse(dir, &text).map(Some).map_err(corrupt)
-    }
-
-    /// What an output turned out to be, if it knows.
-    pub(crate) fn realisation(&self, id: &DrvOutput) -> Result<Option<Realisation>, Error> {
-        let name = format!("realisations/{id}.doi");
-        let Some(text) = self.text(&name, MAX_REALISATION)? else { return Ok(None) };
-        let corrupt = |source| Error::Realisation { file: self.file(&name), source };
-        let realisation = Realisation::from_json(&text).map_err(corrupt)?;
-        if realisation.id != *id {
-            let (wanted, got) = (id.to_string(), realisation.id.to_string());
-            return Err(Error::OtherRealisation { uri: self.uri.clone(), wanted, got });
-        }
-        Ok(Some(realisation))
-    }
-
-    /// Gives a file to `sink`.
-    pub(crate) fn copy(&self, name: &str, sink: &mut dyn Sink) -> Result<(), Error> {
-        Ok(self.get(&self.url(name)?, sink, Retry::Always)?)
     }
 
     /// Where it is.
@@ -123,11 +82,6 @@ impl BinaryCache {
     /// Puts a file on its server.
     pub(crate) fn put(&self, name: &str, body: &Upload<'_>, content_type: &str) -> Result<(), Error> {
         Ok(self.client.put(&self.url(name)?, body, content_type)?)
-    }
-
-    /// The URL of a file, for messages.
-    pub(crate) fn file(&self, name: &str) -> String {
-        self.url(name).map_or_else(|_| name.to_owned(), |url| fetch::without_password(url.as_str()))
     }
 
     /// Where a file is that the cache itself names: below it, or on another server.
@@ -148,6 +102,7 @@ impl BinaryCache {
             }
             // Not joined: a name with a colon would be taken for a URL of its own.
             Place::Server(base) => Url::parse(&format!("{base}{}", name.trim_start_matches('/'))).map_err(|_| wrong()),
+            Place::Bucket(_) | Place::Peer(..) => Err(wrong()),
         }
     }
 
@@ -162,6 +117,48 @@ impl BinaryCache {
 
     fn get(&self, url: &Url, sink: &mut dyn Sink, retry: Retry) -> Result<(), fetch::DownloadError> {
         if url.scheme() == "file" { copy_file(url, sink) } else { self.client.fetch(url, sink, retry) }
+    }
+}
+
+impl Origin for BinaryCache {
+    fn is_local(&self) -> bool {
+        matches!(self.place, Place::Directory(_))
+    }
+
+    fn info(&self, wanted: &StoreDir) -> Result<SourceInfo, Error> {
+        match self.info_if_there(wanted)? {
+            Some(says) => Ok(says),
+            // A directory without it is one into which nobody has written yet.
+            None if self.is_local() => Ok(CacheInfo::parse("").says),
+            None => Err(Error::NoCache(self.uri.clone())),
+        }
+    }
+
+    fn narinfo(&self, dir: &StoreDir, path: &StorePath) -> Result<Option<NarInfo>, Error> {
+        let name = format!("{}.narinfo", path.hash_part());
+        let Some(text) = self.text(&name, MAX_NARINFO)? else { return Ok(None) };
+        let corrupt = |source| Error::NarInfo { file: self.file(&name), source };
+        NarInfo::parse(dir, &text).map(Some).map_err(corrupt)
+    }
+
+    fn realisation(&self, id: &DrvOutput) -> Result<Option<Realisation>, Error> {
+        let name = format!("realisations/{id}.doi");
+        let Some(text) = self.text(&name, MAX_REALISATION)? else { return Ok(None) };
+        let corrupt = |source| Error::Realisation { file: self.file(&name), source };
+        let realisation = Realisation::from_json(&text).map_err(corrupt)?;
+        if realisation.id != *id {
+            let (wanted, got) = (id.to_string(), realisation.id.to_string());
+            return Err(Error::OtherRealisation { uri: self.uri.clone(), wanted, got });
+        }
+        Ok(Some(realisation))
+    }
+
+    fn copy(&self, narinfo: &NarInfo, sink: &mut dyn Sink) -> Result<(), Error> {
+        Ok(self.get(&self.url(narinfo.url())?, sink, Retry::Always)?)
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.url(name).map_or_else(|_| name.to_owned(), |url| fetch::without_password(url.as_str()))
     }
 }
 
@@ -197,9 +194,10 @@ mod tests {
     #[test]
     fn what_a_cache_says_of_itself() {
         let info = CacheInfo::parse("StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 40\nOther: x\n");
-        let expected = CacheInfo { priority: 40, want_mass_query: true, store_dir: Some("/nix/store".into()) };
+        let says = SourceInfo { priority: 40, want_mass_query: true };
+        let expected = CacheInfo { says, store_dir: Some("/nix/store".into()) };
         assert_eq!(info, expected);
-        assert_eq!(CacheInfo::parse("Priority: x").priority, DEFAULT_PRIORITY);
+        assert_eq!(CacheInfo::parse("Priority: x").says.priority, DEFAULT_PRIORITY);
     }
 
     #[test]

@@ -210,7 +210,7 @@ impl Substituters {
                     number: Copying::next_number(),
                     path: dir.display(&offer.info.path),
                     source: offer.source.uri().to_owned(),
-                    file: offer.source.cache.file(offer.narinfo.url()),
+                    file: offer.source.origin.file(offer.narinfo.url()),
                     nar_size: offer.info.nar_size,
                 };
                 let shared = CancelOnDrop(Arc::default());

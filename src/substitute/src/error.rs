@@ -22,6 +22,14 @@ pub enum Error {
         /// What it has.
         value: String,
     },
+    /// A bucket of S3.
+    #[error("cannot use the substituter '{url}': {source}")]
+    Bucket {
+        /// Its URL.
+        url: String,
+        /// What is wrong with it.
+        source: fetch::S3Error,
+    },
     /// It is for another store directory.
     #[error("binary cache '{uri}' is for Nix stores with prefix '{theirs}', not '{wanted}'")]
     StoreDir {
@@ -59,6 +67,16 @@ pub enum Error {
         path: String,
         /// Why not.
         source: io::Error,
+    },
+    /// A store that speaks a protocol of Nix's.
+    #[error("cannot {action} the store '{uri}': {source}")]
+    Peer {
+        /// What was tried.
+        action: &'static str,
+        /// The store.
+        uri: String,
+        /// How it failed.
+        source: remote::ClientError,
     },
     /// A file that names itself by something that is no place in a cache.
     #[error("binary cache '{uri}' has a file at '{url}', where it cannot be")]
@@ -131,6 +149,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the source did not answer, now or lately.
+    pub(crate) fn means_silence(&self) -> bool {
+        match self {
+            Self::Disabled(_) => true,
+            Self::Download(_) | Self::Peer { .. } => self.is_outage(),
+            _ => false,
+        }
+    }
+
     /// Whether the source itself is in trouble, and not a single file of it.
     pub fn is_outage(&self) -> bool {
         match self {
@@ -141,6 +168,8 @@ impl Error {
             Self::Upload(error) => error.cause.is_transient() || error.cause.is_unreachable(),
             Self::Write { .. } => true,
             Self::Download(error) => error.cause.is_transient() || error.cause.is_unreachable(),
+            // Whoever refuses is there.
+            Self::Peer { source, .. } => !matches!(source, remote::ClientError::Refused(_)),
             Self::NoCache(_) | Self::StoreDir { .. } => true,
             _ => false,
         }

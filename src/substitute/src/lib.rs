@@ -1,7 +1,7 @@
 //! Other stores as sources of paths.
 //!
-//! A [`Substituter`] is what the scheduler asks before it builds. [`Substituters`] is the real one: it asks the binary
-//! caches that a client's settings name, all of them for each path at once (`offers`), walks closures, downloads
+//! A [`Substituter`] is what the scheduler asks before it builds. [`Substituters`] is the real one: it asks the sources
+//! (binary caches, other stores) that a client's settings name, all of them for each path at once (`offers`), walks closures, downloads
 //! what is missing in parallel and registers it, references first.
 //!
 //! A [`CacheWriter`] is the other direction: it puts paths into a binary cache.
@@ -16,6 +16,8 @@ mod error;
 mod health;
 mod location;
 mod offers;
+mod origin;
+mod peer;
 mod pipe;
 mod realise;
 mod refetch;
@@ -55,11 +57,21 @@ pub struct Wanted {
     pub path: StorePath,
     /// What its contents must be, where that is known beforehand. Stores with other store directories may have them too.
     pub ca: Option<ContentAddress>,
+    /// Somebody asks for this very path, and not for something that needs it: a source that did not have it a while ago
+    /// is asked again.
+    pub explicit: bool,
+}
+
+impl Wanted {
+    /// A path that is asked for itself.
+    pub fn explicitly(path: StorePath) -> Self {
+        Self { path, ca: None, explicit: true }
+    }
 }
 
 impl From<StorePath> for Wanted {
     fn from(path: StorePath) -> Self {
-        Self { path, ca: None }
+        Self { path, ca: None, explicit: false }
     }
 }
 

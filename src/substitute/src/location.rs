@@ -1,19 +1,34 @@
-//! URLs of substituters: `file:///dir`, `http(s)://host/path`, with parameters.
+//! URLs of substituters: `file:///dir`, `http(s)://host/path`, `s3://bucket`, `ssh-ng://host`, `ssh://host`, `unix:///socket`, `daemon`, with
+//! parameters.
 
 use std::path::PathBuf;
 
+use fetch::S3Bucket;
 use nix_compat::store_path::StoreDir;
+use nix_compat::store_uri::StoreUri;
 use url::Url;
 
 use crate::error::Error;
 
-/// Where a cache is.
+/// What the word `daemon` means.
+const DAEMON: &str = "unix:///nix/var/nix/daemon-socket/socket";
+/// Connections to a store that speaks a protocol of Nix's, unless its URL has `max-connections`. Stock has one, where a
+/// download holds up every question.
+const CONNECTIONS: usize = 4;
+/// No URL gets more.
+const MAX_CONNECTIONS: usize = 64;
+
+/// Where a source is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     /// A directory of this machine.
     Directory(PathBuf),
     /// The URL below which a server has it; ends in a slash.
     Server(Url),
+    /// A bucket of S3 with the same files.
+    Bucket(S3Bucket),
+    /// A store that speaks a protocol of Nix's, over so many connections.
+    Peer(StoreUri, usize),
 }
 
 /// A substituter's URL, taken apart.
@@ -43,6 +58,16 @@ impl Location {
         } else if base.starts_with("http://") || base.starts_with("https://") {
             let url = Url::parse(&format!("{}/", base.trim_end_matches('/'))).map_err(|_| unknown())?;
             Place::Server(url)
+        } else if let Some(bucket) = base.strip_prefix("s3://") {
+            let parameter = |wanted: &str| {
+                let mut all = url::form_urlencoded::parse(query.as_bytes());
+                all.find(|(name, _)| name == wanted).map(|(_, value)| value.into_owned())
+            };
+            let bucket = S3Bucket::parse(bucket, &parameter);
+            Place::Bucket(bucket.map_err(|source| Error::Bucket { url: text.to_owned(), source })?)
+        } else if base == "daemon" || ["ssh-ng://", "ssh://", "unix://"].iter().any(|scheme| base.starts_with(scheme)) {
+            let whole = if base == "daemon" { text.replacen(base, DAEMON, 1) } else { text.to_owned() };
+            Place::Peer(StoreUri::parse(&whole).map_err(|_| unknown())?, CONNECTIONS)
         } else {
             return Err(unknown());
         };
@@ -55,6 +80,12 @@ impl Location {
                 "priority" => location.priority = Some(value.parse().map_err(|_| wrong())?),
                 "want-mass-query" => location.want_mass_query = Some(boolean(&value).ok_or_else(wrong)?),
                 "store" => location.store_dir = Some(StoreDir::new(&value).map_err(|_| wrong())?),
+                "max-connections" => {
+                    let wanted: usize = value.parse().map_err(|_| wrong())?;
+                    if let Place::Peer(_, connections) = &mut location.place {
+                        *connections = wanted.clamp(1, MAX_CONNECTIONS);
+                    }
+                }
                 // Those of writing, and those of newer releases.
                 _ => {}
             }
@@ -85,9 +116,24 @@ mod tests {
         assert_eq!(at.uri, "https://me:***@host/x");
         assert_eq!(at.place, Place::Server(Url::parse("https://me:secret@host/x/").unwrap()));
         assert!(!at.trusted);
-        for wrong in
-            ["s3://bucket", "file://host/x", "daemon", "file:///x?trusted=maybe", "http://", "file:///x?store=y"]
-        {
+        let peer = |text: &str| match Location::parse(text).unwrap().place {
+            Place::Peer(uri, connections) => (uri.scheme, uri.authority, connections),
+            other => panic!("{other:?}"),
+        };
+        let expect = |scheme: &str, authority: &str, n| (scheme.to_owned(), authority.to_owned(), n);
+        assert_eq!(peer("daemon?trusted=1"), expect("unix", "/nix/var/nix/daemon-socket/socket", CONNECTIONS));
+        assert_eq!(peer("ssh-ng://me@host?max-connections=0"), expect("ssh-ng", "me@host", 1));
+        assert_eq!(peer("ssh://host?max-connections=9999"), expect("ssh", "host", MAX_CONNECTIONS));
+        for wrong in [
+            "s3://",
+            "s3://bucket?scheme=ftp",
+            "file://host/x",
+            "dæmon",
+            "ssh-ng://host?max-connections=x",
+            "file:///x?trusted=maybe",
+            "http://",
+            "file:///x?store=y",
+        ] {
             assert!(Location::parse(wrong).is_err(), "{wrong}");
         }
     }

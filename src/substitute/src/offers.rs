@@ -28,6 +28,8 @@ pub(crate) struct ClientSources {
     sources: OnceCell<Vec<Arc<Source>>>,
     /// What it has been told already.
     told: Mutex<BTreeSet<String>>,
+    /// Sources of which it has been told that they do not answer.
+    silent: Mutex<BTreeSet<String>>,
 }
 
 /// A source that has a path.
@@ -49,6 +51,15 @@ impl Client {
     pub(crate) fn warn_once(&self, text: String) {
         if self.sources.told.lock().insert(text.clone()) {
             self.watch.log(Verbosity::Warn, format!("warning: {text}"));
+        }
+    }
+
+    /// Says what is wrong with a source. That it does not answer is said once, whatever it was asked for.
+    fn warn_of(&self, source: &Source, error: &Error) {
+        if !error.means_silence() {
+            self.warn_once(error.to_string());
+        } else if self.sources.silent.lock().insert(source.uri().to_owned()) {
+            self.watch.log(Verbosity::Warn, format!("warning: {error}"));
         }
     }
 
@@ -82,7 +93,7 @@ impl Substituters {
             while let Some((opened, source)) = opening.next().await {
                 match opened {
                     Ok(()) => usable.push(source),
-                    Err(error) => client.warn_once(error.to_string()),
+                    Err(error) => client.warn_of(&source, &error),
                 }
             }
             usable.sort_by_key(|source| source.priority());
@@ -104,13 +115,14 @@ impl Substituters {
             (!only_mass || source.wants_mass_query())
                 && (excluded.is_empty() || !excluded.contains(&(source.uri().to_owned(), wanted.path.clone())))
         });
-        let mut asked: FuturesOrdered<_> =
-            sources.map(|source| self.offer_of(client, source.clone(), wanted, check)).collect();
-        while let Some(answer) = asked.next().await {
+        let mut asked: FuturesOrdered<_> = sources
+            .map(|source| async move { (self.offer_of(client, source.clone(), wanted, check).await, source) })
+            .collect();
+        while let Some((answer, source)) = asked.next().await {
             match answer {
                 Ok(Some(offer)) => return Some(offer),
                 Ok(None) => {}
-                Err(error) => client.warn_once(error.to_string()),
+                Err(error) => client.warn_of(source, &error),
             }
         }
         None
@@ -136,7 +148,7 @@ impl Substituters {
                 }
             }
         };
-        let Some(narinfo) = source.narinfo(&there, &client.settings).await? else { return Ok(None) };
+        let Some(narinfo) = source.narinfo(&there, &client.settings, wanted.explicit).await? else { return Ok(None) };
         let renamed = elsewhere || narinfo.info.path != wanted.path;
         let by_contents = narinfo.info.references.is_empty() && narinfo.info.is_content_addressed(&source.store_dir);
         if (elsewhere && narinfo.info.path != there) || (renamed && !by_contents) {
@@ -207,7 +219,7 @@ impl Substituters {
                     ));
                 }
                 Ok(None) => {}
-                Err(error) => client.warn_once(error.to_string()),
+                Err(error) => client.warn_of(&source, &error),
             }
         }
         None

@@ -1,4 +1,4 @@
-//! A binary cache that clients share: what is known of it, what it was asked lately, and whether it answers.
+//! A source that clients share: what is known of it, what it was asked lately, and whether it answers.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,10 +10,10 @@ use nix_compat::store_path::{StoreDir, StorePath};
 use quick_cache::sync::Cache;
 use tokio::sync::{OnceCell, Semaphore};
 
-use crate::binary_cache::{BinaryCache, CacheInfo};
 use crate::error::Error;
 use crate::health::Health;
 use crate::location::Location;
+use crate::origin::{Origin, SourceInfo};
 
 /// Narinfos, and the lack of them, that are remembered of one source.
 const MAX_REMEMBERED: usize = 20_000;
@@ -22,17 +22,19 @@ const MAX_LOOKUPS: usize = 100;
 /// Time for which it is remembered that a source lacks a path, unless a client has a setting of its own. Stock's hour
 /// is more than anybody wants to wait for what has just been uploaded.
 const NEGATIVE_TTL: Duration = Duration::from_secs(60);
+/// The same for a path that is asked for itself: a client asks what it would have to fetch first, and then for it.
+const EXPLICIT_TTL: Duration = Duration::from_secs(3);
 /// The setting's default, in seconds.
 const STOCK_NEGATIVE_TTL: u64 = 3600;
 
 /// A source.
 pub(crate) struct Source {
-    pub(crate) cache: BinaryCache,
+    pub(crate) origin: Box<dyn Origin>,
     pub(crate) location: Location,
     /// Its paths are below this.
     pub(crate) store_dir: StoreDir,
     health: Health,
-    info: OnceCell<CacheInfo>,
+    info: OnceCell<SourceInfo>,
     known: Cache<StorePath, Known>,
     lookups: Arc<Semaphore>,
 }
@@ -45,11 +47,12 @@ struct Known {
 }
 
 impl Source {
-    pub(crate) fn new(location: Location, client: fetch::Client, store_dir: &StoreDir, connections: u64) -> Self {
+    /// `connections` is how many questions may be asked at once; 0 means as many as is usual.
+    pub(crate) fn new(location: Location, origin: Box<dyn Origin>, store_dir: &StoreDir, connections: u64) -> Self {
         let limit = usize::try_from(connections).unwrap_or(usize::MAX);
         let lookups = if limit == 0 { MAX_LOOKUPS } else { limit.min(MAX_LOOKUPS) };
         Self {
-            cache: BinaryCache::new(location.uri.clone(), location.place.clone(), client),
+            origin,
             store_dir: location.store_dir.clone().unwrap_or_else(|| store_dir.clone()),
             location,
             health: Health::default(),
@@ -78,27 +81,28 @@ impl Source {
     pub(crate) async fn open(self: &Arc<Self>) -> Result<(), Error> {
         let ask = || {
             let source = self.clone();
-            self.ask(move || source.cache.info(&source.store_dir))
+            self.ask(move || source.origin.info(&source.store_dir))
         };
         self.info.get_or_try_init(ask).await.map(drop)
     }
 
-    /// Its description of a path.
+    /// Its description of a path. Where it is `explicit`, that it was not there is not remembered for long.
     pub(crate) async fn narinfo(
         self: &Arc<Self>,
         path: &StorePath,
         settings: &Settings,
+        explicit: bool,
     ) -> Result<Option<Arc<NarInfo>>, Error> {
         let ask = || {
             let (source, path) = (self.clone(), path.clone());
-            self.ask(move || Ok(source.cache.narinfo(&source.store_dir, &path)?.map(Arc::new)))
+            self.ask(move || Ok(source.origin.narinfo(&source.store_dir, &path)?.map(Arc::new)))
         };
-        if self.cache.is_local() {
+        if self.origin.is_local() {
             return ask().await;
         }
         loop {
             match self.known.get_value_or_guard_async(path).await {
-                Ok(known) if known.since.elapsed() < ttl(&known, settings) => return Ok(known.narinfo),
+                Ok(known) if known.since.elapsed() < ttl(&known, settings, explicit) => return Ok(known.narinfo),
                 Ok(_) => {
                     self.known.remove(path);
                 }
@@ -120,7 +124,7 @@ impl Source {
     /// What an output turned out to be there.
     pub(crate) async fn realisation(self: &Arc<Self>, id: &DrvOutput) -> Result<Option<Realisation>, Error> {
         let (source, id) = (self.clone(), id.clone());
-        self.ask(move || source.cache.realisation(&id)).await
+        self.ask(move || source.origin.realisation(&id)).await
     }
 
     /// Asks beside the async code, unless it has not answered lately.
@@ -138,7 +142,7 @@ impl Source {
             let _held = turn;
             let _ = answer.send(question());
         };
-        if self.cache.is_local() {
+        if self.origin.is_local() {
             tokio::task::spawn_blocking(ask);
         } else {
             // A thread of its own, for which nobody waits at the end: servers take their time.
@@ -150,7 +154,7 @@ impl Source {
             Ok(_) => self.health.succeeded(),
             Err(error) if error.is_outage() => {
                 if let Some(pause) = self.health.failed() {
-                    tracing::warn!("disabling binary cache '{}' for {} seconds: {error}", self.uri(), pause.as_secs());
+                    tracing::warn!("disabling substituter '{}' for {} seconds: {error}", self.uri(), pause.as_secs());
                 }
             }
             Err(_) => {}
@@ -159,10 +163,14 @@ impl Source {
     }
 }
 
-fn ttl(known: &Known, settings: &Settings) -> Duration {
+fn ttl(known: &Known, settings: &Settings, explicit: bool) -> Duration {
+    let negative = match settings.narinfo_cache_negative_ttl {
+        STOCK_NEGATIVE_TTL => NEGATIVE_TTL,
+        seconds => Duration::from_secs(seconds),
+    };
     match &known.narinfo {
         Some(_) => Duration::from_secs(settings.narinfo_cache_positive_ttl),
-        None if settings.narinfo_cache_negative_ttl == STOCK_NEGATIVE_TTL => NEGATIVE_TTL,
-        None => Duration::from_secs(settings.narinfo_cache_negative_ttl),
+        None if explicit => negative.min(EXPLICIT_TTL),
+        None => negative,
     }
 }

@@ -11,10 +11,13 @@ use parking_lot::Mutex;
 use store::Store;
 use tokio::sync::Semaphore;
 
+use crate::binary_cache::BinaryCache;
 use crate::closure::Landings;
 use crate::error::Error;
-use crate::location::Location;
+use crate::location::{Location, Place};
 use crate::offers::{Excluded, Offer};
+use crate::origin::Origin;
+use crate::peer::Peer;
 use crate::source::Source;
 use crate::{Answer, Client, Contents, Outcome, Substituter, Wanted};
 
@@ -32,7 +35,7 @@ struct SourceKey {
     connections: u64,
 }
 
-/// Binary caches as sources of paths.
+/// Binary caches and other stores as sources of paths.
 pub struct Substituters {
     pub(crate) store: Arc<Store>,
     sources: Mutex<HashMap<SourceKey, Arc<Source>>>,
@@ -58,12 +61,8 @@ impl Substituters {
             return Ok(source.clone());
         }
         let location = Location::parse(url)?;
-        let options = key.downloads.clone();
-        // Files of passwords and certificates are read here.
-        let gather = move || Download::gather(&options, &|name| std::env::var(name).ok());
-        let download = tokio::task::spawn_blocking(gather).await.map_err(|e| Error::Thread(e.to_string()))?;
-        let client = fetch::Client::new(Arc::new(download));
-        let source = Arc::new(Source::new(location, client, self.store.store_dir(), settings.http_connections));
+        let (origin, connections) = self.origin(&location, &key, settings).await?;
+        let source = Arc::new(Source::new(location, origin, self.store.store_dir(), connections));
         let mut sources = self.sources.lock();
         if sources.len() >= MAX_SOURCES {
             sources.retain(|_, source| Arc::strong_count(source) > 1);
@@ -72,6 +71,35 @@ impl Substituters {
             return Ok(source);
         }
         Ok(sources.entry(key).or_insert(source).clone())
+    }
+
+    /// Who is asked there, and how many questions may be asked at once.
+    async fn origin(
+        &self,
+        location: &Location,
+        key: &SourceKey,
+        settings: &Settings,
+    ) -> Result<(Box<dyn Origin>, u64), Error> {
+        if let Place::Peer(uri, connections) = &location.place {
+            let dir = location.store_dir.as_ref().unwrap_or(self.store.store_dir()).clone();
+            let peer = Peer::new(location.uri.clone(), uri.clone(), dir, *connections, settings.connect_timeout);
+            return Ok((Box::new(peer), *connections as u64));
+        }
+        let (options, place) = (key.downloads.clone(), location.place.clone());
+        // Files of passwords, keys and certificates are read here.
+        let gather = move || {
+            let variable = |name: &str| std::env::var(name).ok();
+            let client = fetch::Client::new(Arc::new(Download::gather(&options, &variable)));
+            match place {
+                Place::Bucket(bucket) => {
+                    (client.signing(bucket.with_key(&variable)), Place::Server(bucket.base().clone()))
+                }
+                place => (client, place),
+            }
+        };
+        let (client, place) = tokio::task::spawn_blocking(gather).await.map_err(|e| Error::Thread(e.to_string()))?;
+        let cache = BinaryCache::new(location.uri.clone(), place, client);
+        Ok((Box::new(cache), settings.http_connections))
     }
 }
 

@@ -40,11 +40,11 @@ pub(crate) fn transfer(
     let narinfo = &offer.narinfo;
     let (sink, reader) = pipe(shared.clone(), narinfo.file_hash.map(|hash| hash.algorithm()), narinfo.file_size);
     let (done, ended) = crossbeam_channel::bounded::<Downloaded>(1);
-    let (source, url) = (offer.source.clone(), narinfo.url().to_owned());
+    let (source, wanted) = (offer.source.clone(), narinfo.clone());
     let download = move || {
         let _held = turn;
         let mut sink = sink;
-        let result = source.cache.copy(&url, &mut sink);
+        let result = source.origin.copy(&wanted, &mut sink);
         // With the sink goes the pipe's end, which is what the other one waits for.
         let _ = done.send((result, sink.finish()));
     };
@@ -104,9 +104,9 @@ fn stream_error(copying: &Copying, source: io::Error) -> Error {
 }
 
 fn check_file(offer: &Offer, (length, hash): (u64, Option<Hash>)) -> Result<(), Error> {
-    let (narinfo, cache) = (&offer.narinfo, &offer.source.cache);
+    let narinfo = &offer.narinfo;
     let wrong = |what, specified, got| {
-        let (uri, file) = (cache.uri.clone(), narinfo.url().to_owned());
+        let (uri, file) = (offer.source.uri().to_owned(), narinfo.url().to_owned());
         Err(Error::File { uri, file, what, specified, got })
     };
     if let Some(size) = narinfo.file_size.filter(|size| *size != length) {

@@ -16,6 +16,7 @@ use tempfile::NamedTempFile;
 use crate::binary_cache::{BinaryCache, CACHE_INFO};
 use crate::error::Error;
 use crate::location::{Location, Place};
+use crate::origin::Origin;
 
 /// xz, where the URL says nothing: the encoder takes 32 MiB, while that of xz's own default takes 94.
 const XZ_LEVEL: u32 = 3;
@@ -73,6 +74,9 @@ impl CacheWriter {
     /// For a URL of another kind, or with a compression that is not written.
     pub fn new(url: &str, client: fetch::Client, scratch: &Path) -> Result<Self, Error> {
         let location = Location::parse(url)?;
+        if !matches!(location.place, Place::Directory(_) | Place::Server(_)) {
+            return Err(Error::UnknownStore(url.to_owned()));
+        }
         let (mut compression, mut level) = (Compression::Xz, None);
         let query = url.split_once('?').map_or("", |(_, query)| query);
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
@@ -160,7 +164,7 @@ impl CacheWriter {
     fn draft(&self) -> Result<Draft, Error> {
         match self.cache.place() {
             Place::Directory(directory) => named(&directory.join("nar")).map(Draft::Named),
-            Place::Server(_) => {
+            _ => {
                 let unnamed = fs::create_dir_all(&self.scratch).and_then(|()| tempfile::tempfile_in(&self.scratch));
                 unnamed.map(Draft::Unnamed).map_err(|source| Error::Write { file: self.scratch.clone(), source })
             }

@@ -79,7 +79,7 @@ impl Error {
 
 /// A store that paths are sent to.
 pub(crate) enum Destination {
-    Cache(CacheWriter),
+    Cache(Box<CacheWriter>),
     Store { uri: String, remote: Box<RemoteStore> },
 }
 
@@ -125,7 +125,7 @@ impl Destination {
                 let scratch = store.state_dir().join("castored").join("upload");
                 let writer = CacheWriter::new(url, fetch::Client::new(Arc::new(download)), &scratch)?;
                 writer.open(store.store_dir())?;
-                Ok(Self::Cache(writer))
+                Ok(Self::Cache(Box::new(writer)))
             }
             Kind::Store(uri) => {
                 let opened = RemoteStore::open(&uri, store.store_dir(), CONNECTING, stopper);

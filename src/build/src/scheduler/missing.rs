@@ -107,7 +107,7 @@ impl Scheduler {
                 if self.store.is_valid(&path).unwrap_or(false) {
                     return Some(None);
                 }
-                let wanted = Wanted { path: path.clone(), ca };
+                let wanted = Wanted { path: path.clone(), ca, explicit: false };
                 self.substituter.info(client, wanted).await.map(|info| Some((path, info)))
             }
         };

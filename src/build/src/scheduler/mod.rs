@@ -31,7 +31,7 @@ use nix_compat::derivation::{BasicDerivation, OutputName};
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::{BuildMode, BuildResult, BuildStatus, DerivedPath, Missing, OutputsSpec};
 use store::{Store, TempRoots};
-use substitute::Substituter;
+use substitute::{Substituter, Wanted};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -285,7 +285,7 @@ impl Scheduler {
         if blocking(move || Ok(store.is_valid(&wanted)?)).await? {
             return Ok(BuildResult::new(BuildStatus::AlreadyValid, ""));
         }
-        if self.substitute(session, path.clone().into()).await.is_valid() {
+        if self.substitute(session, Wanted::explicitly(path.clone())).await.is_valid() {
             return Ok(BuildResult::new(BuildStatus::Substituted, ""));
         }
         Err(Failure::no_substituter(self.store.store_dir(), &path))

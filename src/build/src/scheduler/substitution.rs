@@ -153,7 +153,10 @@ fn sources(plan: &Plan, wanted: &OutputsSpec, options: &Options) -> Option<Vec<S
     let mut sources = Vec::new();
     for (name, output) in plan.outputs.iter().filter(|(name, output)| !output.valid && wanted.contains(name)) {
         sources.push(match &output.path {
-            Some(path) => Source::Path(Wanted { path: path.clone(), ca: fixed_address(basic.outputs.get(name)) }),
+            Some(path) => {
+                let ca = fixed_address(basic.outputs.get(name));
+                Source::Path(Wanted { path: path.clone(), ca, explicit: false })
+            }
             None if basic.is_impure() || output.drv_hash == NO_HASH || !options.has_feature("ca-derivations") => {
                 return None;
             }

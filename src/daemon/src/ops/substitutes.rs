@@ -34,7 +34,7 @@ pub(super) async fn info(session: &Session, path: StorePath) -> Response {
 
 /// QuerySubstitutablePathInfos.
 pub(super) async fn infos(session: &Session, paths: BTreeMap<StorePath, Option<ContentAddress>>) -> Response {
-    let wanted = paths.into_iter().map(|(path, ca)| Wanted { path, ca }).collect();
+    let wanted = paths.into_iter().map(|(path, ca)| Wanted { path, ca, explicit: false }).collect();
     let (scheduler, settings) = (&session.daemon.scheduler, session.settings.clone());
     Response::SubstitutableInfos(scheduler.substitutable(wanted, false, settings, client(session)).await)
 }

@@ -81,12 +81,16 @@ async fn a_small_file_that_becomes_a_large_archive() {
     let cache = Cache::new();
     let mut entry = cache.entry("x", b"small", &[]);
     cache.publish(&mut entry);
-    let bomb = compress(Compression::Zstd, &nar(&vec![0; 64 << 20]));
-    assert!(bomb.len() < 1 << 20);
-    std::fs::write(cache.path().join(entry.narinfo.url()), bomb).unwrap();
-    (entry.narinfo.file_hash, entry.narinfo.file_size) = (None, None);
-    cache.describe(&entry);
-    refused(&cache, &entry, Outcome::Failed, "the archive is longer than").await;
+    let large = nar(&vec![0; 64 << 20]);
+    for compression in [Compression::Zstd, Compression::Xz, Compression::Gzip] {
+        let mut entry = Cache::described(entry.narinfo.info.clone(), b"small", compression);
+        let bomb = compress(compression, &large);
+        assert!(bomb.len() < 1 << 20);
+        std::fs::write(cache.path().join(entry.narinfo.url()), bomb).unwrap();
+        (entry.narinfo.file_hash, entry.narinfo.file_size) = (None, None);
+        cache.describe(&entry);
+        refused(&cache, &entry, Outcome::Failed, "the archive is longer than").await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

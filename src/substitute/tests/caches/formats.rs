@@ -5,7 +5,7 @@ use nix_compat::store_path::StoreDir;
 use substitute::{Outcome, Substituter, Wanted};
 
 use crate::rig::{Cache, Rig};
-use crate::server::Server;
+use crate::server::{Server, response};
 
 const COMPRESSIONS: [Compression; 7] = [
     Compression::None,
@@ -37,6 +37,31 @@ async fn every_compression_from_a_directory_and_a_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_of_s3_is_a_cache() {
+    let (cache, rig) = (Cache::new(), Rig::new());
+    let entry = cache.add("in-a-bucket", b"contents", &[]);
+    let dir = cache.path();
+    // A bucket that everybody may read; what is signed is for the tests of downloads.
+    let server = Server::with(dir.clone(), move |path, _| {
+        let file = path.strip_prefix("/bucket/below/").map(|name| std::fs::read(dir.join(name)));
+        match file {
+            Some(Ok(body)) => Some(response("200 OK", "", &body)),
+            // As a bucket answers that does not list what it has.
+            _ => Some(response("403 Forbidden", "", b"<Error/>")),
+        }
+    });
+    let url = format!("s3://bucket/below?endpoint={}&scheme=http&region=eu-west-1&profile=none", server.address);
+    let (outcome, told) = rig.fetch(&[&url], &[], &entry).await;
+    assert_eq!(outcome, Outcome::Substituted, "{}", told.lines());
+    let absent = cache.entry("absent", b"x", &[]);
+    assert_eq!(rig.fetch(&[&url], &[], &absent).await.0, Outcome::Unavailable);
+    let elsewhere = url.replace("below", "elsewhere");
+    let (outcome, told) = rig.fetch(&[&elsewhere], &[], &absent).await;
+    assert_eq!(outcome, Outcome::Unavailable);
+    assert_eq!(told.lines(), "warning: 's3://bucket/elsewhere' does not appear to be a binary cache");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_compression_that_nobody_knows_is_told() {
     let (cache, rig) = (Cache::new(), Rig::new());
     let plain = cache.entry("odd", b"odd", &[]);
@@ -58,7 +83,7 @@ async fn what_its_contents_name_may_come_from_another_store_directory() {
     let url = format!("{}?store=/fnord/store", cache.url());
     // By its path alone nobody can know.
     assert_eq!(rig.fetch(&[&url], &[], &here).await.0, Outcome::Unavailable);
-    let wanted = Wanted { path: here.path().clone(), ca: here.narinfo.info.ca.clone() };
+    let wanted = Wanted { path: here.path().clone(), ca: here.narinfo.info.ca.clone(), explicit: false };
     let (client, told) = rig.client(&[&url], &[]);
     assert_eq!(rig.substituters.substitute(&client, wanted.clone()).await, Outcome::Substituted, "{}", told.lines());
     assert!(rig.has(&here));

@@ -3,6 +3,7 @@
 
 mod closures;
 mod failures;
+mod faults;
 mod formats;
 mod realisations;
 mod rig;

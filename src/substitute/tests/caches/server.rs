@@ -20,6 +20,22 @@ impl Server {
     }
 
     pub(crate) fn with(dir: PathBuf, fault: impl Fn(&str, &str) -> Option<Vec<u8>> + Send + Sync + 'static) -> Self {
+        Self::start(dir, false, fault)
+    }
+
+    /// The same, but that nothing happens after what is answered instead of a file.
+    pub(crate) fn stalling(
+        dir: PathBuf,
+        fault: impl Fn(&str, &str) -> Option<Vec<u8>> + Send + Sync + 'static,
+    ) -> Self {
+        Self::start(dir, true, fault)
+    }
+
+    fn start(
+        dir: PathBuf,
+        stalls: bool,
+        fault: impl Fn(&str, &str) -> Option<Vec<u8>> + Send + Sync + 'static,
+    ) -> Self {
         let fault: Arc<Fault> = Arc::new(fault);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -41,11 +57,13 @@ impl Server {
                         let head = String::from_utf8(head).unwrap();
                         let path = head.split(' ').nth(1).unwrap().to_owned();
                         all.lock().unwrap().push(path.clone());
-                        let answer = fault(&path, &head).unwrap_or_else(|| file(&dir, &path));
+                        let wrong = fault(&path, &head);
+                        let stalls = stalls && wrong.is_some();
+                        let answer = wrong.unwrap_or_else(|| file(&dir, &path));
                         if stream.write_all(&answer).is_err() {
                             return;
                         }
-                        if answer.is_empty() {
+                        if answer.is_empty() || stalls {
                             let _ = stream.read(&mut byte);
                         }
                         if String::from_utf8_lossy(&answer[..answer.len().min(200)]).contains("Connection: close") {

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use substitute::Outcome;
+use substitute::{Outcome, Substituter, Wanted};
 
 use crate::rig::{Cache, Rig};
 use crate::server::{Server, response};
@@ -60,6 +60,26 @@ async fn nothing_there_is_remembered() {
     cache.add("x", b"x", &[]);
     let fresh = [("narinfo-cache-negative-ttl", "0")];
     assert_eq!(rig.fetch(&[&server.url()], &fresh, &entry).await.0, Outcome::Substituted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_for_itself_is_looked_for_again() {
+    let (cache, rig) = (Cache::new(), Rig::new());
+    let entry = cache.entry("x", b"x", &[]);
+    let server = Server::new(cache.path());
+    let (client, _) = rig.client(&[&server.url()], &[]);
+    let ask = |wanted: Wanted| rig.substituters.substitute(&client, wanted);
+    let explicitly = || Wanted::explicitly(entry.path().clone());
+    for _ in 0..2 {
+        assert_eq!(ask(explicitly()).await, Outcome::Unavailable);
+    }
+    // Not twice in a moment: clients ask what would be fetched first.
+    assert_eq!(server.count(".narinfo"), 1);
+    cache.add("x", b"x", &[]);
+    tokio::time::sleep(Duration::from_millis(3_100)).await;
+    assert_eq!(ask(entry.path().clone().into()).await, Outcome::Unavailable);
+    assert_eq!(ask(explicitly()).await, Outcome::Substituted);
+    assert_eq!(server.count(".narinfo"), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
