@@ -9,7 +9,8 @@ use crate::apt::run;
 use crate::error::{Context, Error, Result};
 
 /// What is taken from /usr, in this order, until it is enough: many small files first, then programs and libraries.
-const CANDIDATES: [&str; 7] = ["include", "share", "bin", "lib/python3", "lib/gcc", "lib/x86_64-linux-gnu", "lib"];
+const CANDIDATES: [&str; 9] =
+    ["include", "share/doc", "share/perl", "lib/python3", "lib/gcc", "bin", "lib/x86_64-linux-gnu", "share", "lib"];
 
 /// Copies directories of /usr into `to` until it holds at least `bytes` bytes of file contents, readable by everybody.
 /// Answers the tree's path. Each copy is shown.
@@ -31,7 +32,7 @@ pub fn from_usr(to: &Path, bytes: u64) -> Result<String> {
 }
 
 /// The bytes in all regular files below a directory.
-pub fn contents(dir: &Path) -> Result<u64> {
+fn contents(dir: &Path) -> Result<u64> {
     let mut sum = 0;
     for entry in fs::read_dir(dir).doing("listing", dir)? {
         let entry = entry.doing("listing", dir)?;

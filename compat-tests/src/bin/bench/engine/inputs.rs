@@ -15,6 +15,8 @@ use tempfile::TempDir;
 
 /// Bytes of the tree's files at least.
 const TREE_BYTES: u64 = 1_100_000_000;
+/// And so many files and directories.
+const TREE_ENTRIES: u64 = 53_500;
 /// Bytes of the file that does not pack.
 const NOISE_BYTES: u64 = 1_000_000_000;
 /// Paths of a closure: 1 GB.
@@ -59,8 +61,9 @@ impl Inputs {
     pub(super) fn tree(&self) -> Result<&Path> {
         lazily(&self.tree, || {
             let path = self.dir.path().join("tree");
-            tree::from_usr(&path, TREE_BYTES / self.part as u64)?;
-            println!("a tree of {} entries and {} MB", tree::count(&path)?, tree::contents(&path)? / 1_000_000);
+            let part = self.part as u64;
+            let (entries, bytes) = tree::of_usr(&path, TREE_BYTES / part, TREE_ENTRIES / part)?;
+            println!("a tree of {entries} entries and {} MB", bytes / 1_000_000);
             Ok(path)
         })
         .map(PathBuf::as_path)
