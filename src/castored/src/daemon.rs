@@ -147,7 +147,7 @@ fn open_and_serve(
             // Not before: it may lie in the store.
             let settings = settings(&locations, &overrides)?;
             for (name, changed) in [
-                ("durability", (::daemon::durability(&settings)? == Durability::Immediate) != note.immediate),
+                ("durability", ::daemon::durability(&settings)? != note.durability()),
                 ("memory-budget", ::daemon::memory_budget(&settings)? != note.memory),
             ] {
                 if changed {

@@ -174,8 +174,7 @@ impl Client {
             if status == StatusCode::RANGE_NOT_SATISFIABLE || status.is_success() {
                 state.resumable = false;
             }
-            let retry_after = retry_after(&response);
-            return Err(Trouble::Status { status: status.as_u16(), body: short_body(&mut response), retry_after });
+            return Err(refusal(&mut response));
         }
         if !continues {
             state.length = 0;
@@ -236,8 +235,7 @@ impl Client {
             let _ = short_body(&mut response);
             return Ok(());
         }
-        let retry_after = retry_after(&response);
-        Err(Trouble::Status { status: status.as_u16(), retry_after, body: short_body(&mut response) })
+        Err(refusal(&mut response))
     }
 
     /// Waits until `bytes` may have come since `start`.
@@ -356,6 +354,12 @@ fn starts_at(response: &Response<Body>, offset: u64) -> bool {
     let range = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
     let start = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok());
     offset > 0 && start == Some(offset)
+}
+
+/// What a server says that does not do what it was asked.
+fn refusal(response: &mut Response<Body>) -> Trouble {
+    let (status, retry_after) = (response.status().as_u16(), retry_after(response));
+    Trouble::Status { status, retry_after, body: short_body(response) }
 }
 
 /// How long a server asks to be left alone: seconds. A date, which it may be as well, is not understood.

@@ -17,11 +17,12 @@ use tokio::sync::Semaphore;
 
 use crate::cache::Served;
 use crate::conditions::{self, Part};
+use crate::failure::Failure;
 use crate::limits::{Limits, MAX_LOOKUPS};
 use crate::listing;
 use crate::page::{self, Found};
 use crate::push::Pushing;
-use crate::render::{Body, Pieces, RenderError, Renderers};
+use crate::render::{Body, Pieces, Renderers};
 use crate::target::{PathDigest, Target};
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -32,19 +33,6 @@ const PAGE_POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 /// A NAR is compressed anew for each client that wants it so: speed counts.
 const ZSTD_LEVEL: i32 = 1;
-
-/// Why a request cannot be answered, which is nothing that the client could help.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error(transparent)]
-    Store(#[from] store::Error),
-    #[error(transparent)]
-    View(#[from] store::view::ViewError),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error("a thread ended early: {0}")]
-    Thread(String),
-}
 
 /// How a NAR is sent.
 #[derive(Clone, Debug)]
@@ -210,7 +198,7 @@ impl Answering {
         request: &Request<Incoming>,
         head: Response<Body>,
         what: String,
-        work: impl FnOnce(&mut Pieces) -> Result<(), RenderError> + Send + 'static,
+        work: impl FnOnce(&mut Pieces) -> Result<(), Failure> + Send + 'static,
     ) -> Result<Response<Body>, Failure> {
         if request.method() == Method::HEAD {
             return Ok(head);
@@ -263,13 +251,13 @@ fn failed(error: &Failure, path: &str) -> Response<Body> {
     plain(StatusCode::INTERNAL_SERVER_ERROR, "the server failed; its log says more")
 }
 
-fn write_nar(served: &Served, entry: &Entry, form: Form, out: &mut Pieces) -> Result<(), RenderError> {
+fn write_nar(served: &Served, entry: &Entry, form: Form, out: &mut Pieces) -> Result<(), Failure> {
     let store = &served.store;
     let written = match form {
-        Form::Plain(part) => store.write_nar_part(&entry.node, part, out).map_err(RenderError::from),
+        Form::Plain(part) => store.write_nar_part(&entry.node, part, out).map_err(Failure::from),
         Form::Zstd => {
             let mut encoder = zstd::stream::write::Encoder::new(&mut *out, ZSTD_LEVEL)?;
-            let written = store.write_nar_of(&entry.node, &mut encoder).map_err(RenderError::from);
+            let written = store.write_nar_of(&entry.node, &mut encoder).map_err(Failure::from);
             written.and_then(|()| Ok(encoder.finish().map(drop)?))
         }
     };

@@ -11,6 +11,7 @@
 //! | `render` | large bodies, made on threads of their own into a bounded channel |
 //! | `listing` | `<hash>.ls` |
 //! | `page` | HTML |
+//! | `failure` | what goes wrong here |
 //! | `push` | what trusted pushers put into the store |
 //!
 //! Nothing that comes in over HTTP changes the store, unless it comes with a token that the administrator has given out
@@ -19,6 +20,7 @@
 mod answer;
 mod cache;
 mod conditions;
+mod failure;
 pub mod limits;
 mod listing;
 mod pace;

@@ -11,14 +11,14 @@ use nix_compat::nar::NarWriter;
 use store::Store;
 use store::view::StoreView as _;
 
-use crate::render::RenderError;
+use crate::failure::Failure;
 
 /// Writes the listing of a tree.
 ///
 /// # Errors
 /// Failures of the castore or of `out`; a name that is not UTF-8, which JSON cannot express and stock does not write
 /// either.
-pub(crate) fn write(store: &Store, root: &Node, out: &mut dyn Write) -> Result<(), RenderError> {
+pub(crate) fn write(store: &Store, root: &Node, out: &mut dyn Write) -> Result<(), Failure> {
     // Not to be kept: it knows where contents lie.
     let mut lister = Lister { store, nar: NarWriter::new(io::sink()), out, levels: Vec::new() };
     lister.out.write_all(b"{\"root\":")?;
@@ -55,7 +55,7 @@ struct Lister<'a> {
 
 impl Lister<'_> {
     /// Writes a file or link, or begins a directory.
-    fn node(&mut self, node: &Node) -> Result<(), RenderError> {
+    fn node(&mut self, node: &Node) -> Result<(), Failure> {
         match node {
             Node::Directory { digest, .. } => {
                 self.nar.enter_directory()?;
@@ -80,7 +80,7 @@ impl Lister<'_> {
         Ok(())
     }
 
-    fn text(&mut self, bytes: &[u8]) -> Result<(), RenderError> {
+    fn text(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         let text = std::str::from_utf8(bytes)
             .map_err(|_| io::Error::other(format!("the name '{}' is not UTF-8", bytes.escape_ascii())))?;
         Ok(serde_json::to_writer(&mut self.out, text).map_err(io::Error::from)?)

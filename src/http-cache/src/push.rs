@@ -18,7 +18,7 @@ use nix_compat::narinfo::{Compression, NarInfo};
 use nix_compat::realisation::{DrvOutput, Realisation};
 use percent_encoding::percent_decode_str;
 use store::nar_digest::NarFacts;
-use store::{AutoGc, NewPath, SignaturePolicy, Store};
+use store::{AutoGc, NewPath, SignaturePolicy, Store, causes};
 use tokio::sync::Semaphore;
 
 use crate::limits::{MAX_DESCRIPTION_BYTES, MAX_PUSH_NAME, MAX_PUSHES, PUSH_TIME, REQUEST_TIME};
@@ -213,7 +213,7 @@ impl Pushing {
 
 /// Registers what a narinfo describes. It is durable when this returns: the pusher may delete its own.
 fn narinfo(store: &Store, pending: &Pending, digest: PathDigest, text: &str) -> Result<(), PushError> {
-    let narinfo = NarInfo::parse(store.store_dir(), text).map_err(|e| PushError::Wrong(described(&e)))?;
+    let narinfo = NarInfo::parse(store.store_dir(), text).map_err(|e| PushError::Wrong(causes(&e)))?;
     let (url, info) = (narinfo.url().to_owned(), narinfo.info);
     if info.path.digest() != digest {
         return Err(PushError::Wrong(format!("this is the narinfo of another path, {}", info.path)));
@@ -241,23 +241,12 @@ fn narinfo(store: &Store, pending: &Pending, digest: PathDigest, text: &str) -> 
 }
 
 fn realisation(store: &Store, id: &DrvOutput, text: &str) -> Result<(), PushError> {
-    let realisation = Realisation::from_json(text).map_err(|e| PushError::Wrong(described(&e)))?;
+    let realisation = Realisation::from_json(text).map_err(|e| PushError::Wrong(causes(&e)))?;
     if realisation.id != *id {
         return Err(PushError::Wrong(format!("this is the realisation of another output, {}", realisation.id)));
     }
     store.register_realisation(&realisation, SignaturePolicy::DontCheck)?;
     Ok(store.sync()?)
-}
-
-/// An error with those below it.
-fn described(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut below = error.source();
-    while let Some(error) = below {
-        text += &format!(": {error}");
-        below = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use crate::failure::Failure;
 use crate::limits::{PIECE_BYTES, WAITING_PIECES};
 
 /// A response's body.
@@ -66,7 +67,7 @@ impl Renderers {
     pub(crate) async fn start(
         &self,
         what: String,
-        work: impl FnOnce(&mut Pieces) -> Result<(), RenderError> + Send + 'static,
+        work: impl FnOnce(&mut Pieces) -> Result<(), Failure> + Send + 'static,
     ) -> io::Result<Body> {
         let place = self.places.clone().acquire_owned().await.map_err(io::Error::other)?;
         let (send, mut receive) = mpsc::channel(WAITING_PIECES);
@@ -86,19 +87,6 @@ impl Renderers {
         let first = receive.recv().await.transpose()?;
         Ok(Body::Made(first.unwrap_or_default(), receive))
     }
-}
-
-/// Why a body could not be made.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RenderError {
-    #[error(transparent)]
-    Store(#[from] store::Error),
-    #[error(transparent)]
-    View(#[from] store::view::ViewError),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error(transparent)]
-    Nar(#[from] nix_compat::nar::WriteError),
 }
 
 /// Where a body is written to.

@@ -256,3 +256,14 @@ impl Error {
         Self::NotValid(store_dir.display(path))
     }
 }
+
+/// An error with what caused it.
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -21,7 +21,7 @@ use castore::parallel;
 use nix_compat::store_path::StorePath;
 use parking_lot::Mutex;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, causes};
 use crate::store::Store;
 
 pub use elsewhere::Elsewhere;
@@ -118,17 +118,6 @@ impl Report {
             self.miscounted.iter().map(|pack| format!("what is alive in pack {pack:08x} is not what the index counts"));
         headers.chain(damaged).chain(counts).chain(self.tables.iter().map(|problem| problem.message.clone()))
     }
-}
-
-/// An error with what caused it.
-pub(crate) fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 impl Store {

@@ -40,7 +40,7 @@ mod view_impl;
 
 pub use costs::{MAX_COSTS, PathCost};
 pub use damage::DamageListener;
-pub use error::{Error, Result};
+pub use error::{Error, Result, causes};
 pub use gc::{GcAction, GcOptions, GcOutcome, GcScope, GcStep, GcWatch};
 pub use nar_in::{AddOptions, Ingested, Pin};
 pub use quarantine::Quarantined;

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use nix_compat::store_path::StorePath;
 
-use crate::error::Result;
+use crate::error::{Result, causes};
 use crate::fsck::PathDamage;
 use crate::store::Store;
 
@@ -69,7 +69,7 @@ impl Store {
         let message = match facts {
             // Deleted while it was read.
             Err(_) if !self.is_valid(path)? => return Ok(None),
-            Err(error) => format!("path '{name}' cannot be read: {}", crate::fsck::causes(&error)),
+            Err(error) => format!("path '{name}' cannot be read: {}", causes(&error)),
             Ok(facts) if facts.nar_hash != entry.info.nar_hash => format!(
                 "path '{name}' was modified! expected hash '{}', got '{}'",
                 entry.info.nar_hash.to_prefixed_nix32(),

@@ -8,7 +8,7 @@ use castore::{BlobService, DirectoryService, Node};
 use nix_compat::store_path::StorePath;
 
 use super::PathDamage;
-use crate::error::Result;
+use crate::error::{Result, causes};
 use crate::store::Store;
 
 impl Store {
@@ -27,7 +27,7 @@ impl Store {
         if let Some(first) = damaged.first()
             && self.is_valid(path)?
         {
-            let reason = super::causes(&first.damage);
+            let reason = causes(&first.damage);
             let message = format!("path '{}' is damaged: {}: {reason}", self.store_dir().display(path), first.key);
             return Ok(Some(PathDamage { message, other_contents: false, missing: None }));
         }

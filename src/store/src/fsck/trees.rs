@@ -8,7 +8,7 @@ use castore::{BlobService, Digest, DirectoryService, Node};
 use nix_compat::store_path::StorePath;
 
 use super::{PathDamage, Report};
-use crate::error::Result;
+use crate::error::{Result, causes};
 use crate::records::{key_of_path, key_of_realisation};
 use crate::store::Store;
 
@@ -138,7 +138,7 @@ impl Store {
     /// Names all paths that damaged objects are part of.
     pub(super) fn find_users_of_damage(&self, report: &mut Report) -> Result<()> {
         let reasons: HashMap<ObjectKey, String> =
-            report.damaged.iter().map(|object| (object.key, super::causes(&object.damage))).collect();
+            report.damaged.iter().map(|object| (object.key, causes(&object.damage))).collect();
         let (users, used) = self.users_of(reasons.keys().copied().collect())?;
         report.damaged.retain(|object| used.contains(&object.key));
         for (path, key) in users {
