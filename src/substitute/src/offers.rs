@@ -2,11 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures::future::{BoxFuture, Shared, join_all};
-use futures::stream::{FuturesOrdered, FuturesUnordered};
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
+use futures::stream::FuturesOrdered;
 use nix_compat::narinfo::NarInfo;
 use nix_compat::path_info::PathInfo;
 use nix_compat::realisation::{DrvOutput, Realisation};
@@ -17,56 +15,19 @@ use store::SignaturePolicy;
 use tokio::sync::OnceCell;
 
 use crate::error::Error;
+use crate::opened::Opened;
 use crate::source::Source;
 use crate::substituters::Substituters;
 use crate::{Client, Wanted};
 
-/// Substituters that a client may name.
-const MAX_SOURCES: usize = 100;
-
-/// How long those that answer wait for those that have not answered yet.
-const GRACE: Duration = Duration::from_millis(300);
-
 /// A client's sources, once they were needed.
 #[derive(Default)]
 pub(crate) struct ClientSources {
-    sources: OnceCell<Opened>,
+    pub(crate) sources: OnceCell<Opened>,
     /// What it has been told already.
     told: Mutex<BTreeSet<String>>,
     /// Sources of which it has been told that they do not answer.
     silent: Mutex<BTreeSet<String>>,
-}
-
-/// A client's sources that can be used.
-#[derive(Default)]
-pub(crate) struct Opened {
-    /// Those that answer, in their order.
-    ready: Vec<Arc<Source>>,
-    /// Those that have not answered yet. They are waited for by who finds nothing elsewhere.
-    late: Vec<Late>,
-}
-
-/// A source on its way: whether it can be used.
-type Late = Shared<BoxFuture<'static, (Arc<Source>, Arc<Result<(), Error>>)>>;
-
-impl Opened {
-    /// Whether there is none at all.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.ready.is_empty() && self.late.is_empty()
-    }
-
-    /// Those that were late and can be used now, in their order. Those that cannot be have been complained of.
-    async fn late(&self, client: &Client) -> Vec<Arc<Source>> {
-        let mut usable = Vec::new();
-        for (source, opened) in join_all(self.late.iter().cloned()).await {
-            match &*opened {
-                Ok(()) => usable.push(source),
-                Err(error) => client.warn_of(&source, error),
-            }
-        }
-        usable.sort_by_key(|source| source.priority());
-        usable
-    }
 }
 
 /// A source that has a path.
@@ -107,49 +68,6 @@ impl Client {
 }
 
 impl Substituters {
-    /// The client's sources. Those that cannot be used have been complained of.
-    pub(crate) async fn sources<'a>(&self, client: &'a Client) -> &'a Opened {
-        client.sources.sources.get_or_init(|| self.open_sources(client)).await
-    }
-
-    async fn open_sources(&self, client: &Client) -> Opened {
-        let mut opened = Opened::default();
-        if !client.settings.substitute {
-            return opened;
-        }
-        let mut seen = BTreeSet::new();
-        let mut opening = FuturesUnordered::new();
-        for url in client.settings.substituters.iter().take(MAX_SOURCES) {
-            if !seen.insert(url.trim_end_matches('/')) {
-                continue;
-            }
-            match self.source(url, &client.settings).await {
-                Ok(source) => opening.push(open(source, client)),
-                Err(error) => client.warn_once(error.to_string()),
-            }
-        }
-        loop {
-            let next = opening.next();
-            let next = match opened.ready.is_empty() {
-                true => Ok(next.await),
-                false => tokio::time::timeout(GRACE, next).await,
-            };
-            match next {
-                Ok(Some((source, result))) => match &*result {
-                    Ok(()) => opened.ready.push(source),
-                    Err(error) => client.warn_of(&source, error),
-                },
-                Ok(None) => break,
-                Err(_) => {
-                    opened.late = opening.into_iter().collect();
-                    break;
-                }
-            }
-        }
-        opened.ready.sort_by_key(|source| source.priority());
-        opened
-    }
-
     /// The first source that has a path. With `check` one without the right signatures has not.
     pub(crate) async fn offer(
         &self,
@@ -303,16 +221,4 @@ struct Asks<'a> {
     excluded: &'a Excluded,
     check: bool,
     only_mass: bool,
-}
-
-/// Finds out whether a source can be used, also when nobody waits for it any more.
-fn open(source: Arc<Source>, client: &Client) -> Late {
-    let settings = client.settings.clone();
-    let asked = source.clone();
-    let opening = tokio::spawn(async move { asked.open(&settings).await });
-    let opened = async move {
-        let result = opening.await.unwrap_or_else(|e| Err(Error::Thread(e.to_string())));
-        (source, Arc::new(result))
-    };
-    opened.boxed().shared()
 }

@@ -4,11 +4,13 @@
 //! no disk that keeps them, and it may be deleted at any time. One that cannot be used is made anew, or done without.
 //! Everything here blocks, for microseconds.
 
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
 use crate::origin::SourceInfo;
 
@@ -34,6 +36,7 @@ const TABLES: &str = "
 pub(crate) struct Remembered(Mutex<State>);
 
 struct State {
+    file: PathBuf,
     /// None where there can be no database.
     database: Option<Connection>,
     /// Rows written since the last look.
@@ -72,15 +75,11 @@ impl Remembered {
     /// Opens the database in a directory.
     pub(crate) fn open(dir: &Path) -> Self {
         let file = dir.join(FILE);
-        let database = open(&file).or_else(|error| {
-            tracing::warn!("beginning {} anew: {error}", file.display());
-            remove(&file);
-            open(&file)
-        });
+        let database = open(&file).or_else(|error| begin_anew(&file, &error));
         let database = database.inspect_err(|error| {
             tracing::warn!("what binary caches say is remembered in memory only: {}: {error}", file.display());
         });
-        Self(Mutex::new(State { database: database.ok(), written: BETWEEN_LOOKS }))
+        Self(Mutex::new(State { file, database: database.ok(), written: BETWEEN_LOOKS }))
     }
 
     /// What a cache said of a path with this hash; `None` inside when it had none.
@@ -133,14 +132,19 @@ impl Remembered {
         });
     }
 
-    /// Does something with the database, if there is one. One that fails is not used again.
+    /// Does something with the database, if there is one. One that is damaged is made anew; one that fails is not used again.
     fn with<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Option<T> {
         let mut state = self.0.lock();
         match work(state.database.as_ref()?) {
             Ok(done) => Some(done),
             Err(error) => {
-                tracing::warn!("what binary caches say is remembered in memory only from now on: {error}");
+                // Closed before its file goes.
                 state.database = None;
+                if is_damage(&error) {
+                    state.database = begin_anew(&state.file, &error).ok();
+                } else {
+                    tracing::warn!("what binary caches say is remembered in memory only from now on: {error}");
+                }
                 None
             }
         }
@@ -171,7 +175,20 @@ impl Remembered {
     }
 }
 
+/// Whether a database is none, or broken: a crash of the machine may leave one that was not written in order.
+fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+fn begin_anew(file: &Path, why: &rusqlite::Error) -> rusqlite::Result<Connection> {
+    tracing::warn!("beginning {} anew: {why}", file.display());
+    remove(file);
+    open(file)
+}
+
 fn open(file: &Path) -> rusqlite::Result<Connection> {
+    // URLs may have passwords in them; what SQLite has beside it gets the same mode. One that cannot be made cannot be opened.
+    let _ = File::options().create(true).append(true).mode(0o600).open(file);
     let database = Connection::open(file)?;
     // Another process that repairs the store while no daemon runs is gone by the time a daemon is there.
     database.busy_timeout(Duration::from_secs(1))?;
@@ -233,6 +250,19 @@ mod tests {
         other.pragma_update(None, "user_version", VERSION + 1).unwrap();
         drop(other);
         assert_eq!(Remembered::open(dir.path()).narinfo("a", "x"), None);
+        // One that turns out to be broken.
+        let broken = Remembered::open(dir.path());
+        (0..500).for_each(|n| broken.keep_narinfo("a", &n.to_string(), Some(&"text".repeat(100))));
+        broken.with(|database| database.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)"));
+        let length = std::fs::metadata(dir.path().join(FILE)).unwrap().len();
+        let file = File::options().write(true).open(dir.path().join(FILE)).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &vec![7; length as usize - 4096], 4096).unwrap();
+        drop(broken);
+        let broken = Remembered::open(dir.path());
+        (0..500).for_each(|n| drop(broken.narinfo("a", &n.to_string())));
+        broken.keep_narinfo("a", "new", None);
+        assert_eq!(broken.narinfo("a", "new").map(|dated| dated.answer), Some(None));
+        assert_eq!(broken.narinfo("a", "7"), None);
         // And where there can be none, nothing is remembered.
         let nowhere = Remembered::open(&dir.path().join("absent"));
         nowhere.keep_narinfo("a", "x", None);

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use tokio::sync::Semaphore;
 
+use crate::crew::Crew;
 use crate::error::Error;
 use crate::health::Health;
 use crate::location::Location;
@@ -45,6 +46,7 @@ pub(crate) struct Source {
     /// The same on disk, for those that have a name there.
     disk: Option<(Arc<Remembered>, String)>,
     lookups: Arc<Semaphore>,
+    crew: Crew,
 }
 
 /// The answer to a question.
@@ -74,6 +76,7 @@ impl Source {
             known: Cache::new(MAX_REMEMBERED),
             disk,
             lookups: Arc::new(Semaphore::new(lookups)),
+            crew: Crew::new(),
         }
     }
 
@@ -132,32 +135,37 @@ impl Source {
         settings: &Settings,
         explicit: bool,
     ) -> Result<Option<Arc<NarInfo>>, Error> {
-        let ask = || {
-            let (source, path) = (self.clone(), path.clone());
-            self.ask(move || source.ask_for_narinfo(&path))
-        };
+        let ttls = Ttls::new(settings, explicit);
         if self.origin.is_local() {
-            return ask().await;
+            return Ok(self.find(path, ttls).await?.answer);
         }
         loop {
             match self.known.get_value_or_guard_async(path).await {
-                Ok(known) if known.is_younger(ttl(&known, settings, explicit)) => return Ok(known.answer),
+                Ok(known) if ttls.allow(&known) => return Ok(known.answer),
                 Ok(_) => {
                     self.known.remove(path);
                 }
                 Err(guard) => {
-                    let (source, hash) = (self.clone(), path.hash_part().to_owned());
-                    let kept = self.on_disk(move |disk, name| source.kept_narinfo(disk, name, &hash)).await?;
-                    let known = match kept {
-                        Some(kept) if kept.is_younger(ttl(&kept, settings, explicit)) => kept,
-                        _ => Dated::now(ask().await?),
-                    };
+                    let known = self.find(path, ttls).await?;
                     // Refused when it was removed meanwhile, which does no harm.
                     let _ = guard.insert(known.clone());
                     return Ok(known.answer);
                 }
             }
         }
+    }
+
+    /// Looks on disk, and then asks.
+    async fn find(self: &Arc<Self>, path: &StorePath, ttls: Ttls) -> Result<Known, Error> {
+        let (source, path) = (self.clone(), path.clone());
+        let find = move || {
+            let kept = source.disk.as_ref().and_then(|(disk, name)| source.kept_narinfo(disk, name, path.hash_part()));
+            match kept {
+                Some(kept) if ttls.allow(&kept) => Ok(kept),
+                _ => source.consult(|| source.ask_for_narinfo(&path)).map(Dated::now),
+            }
+        };
+        self.beside(find).await
     }
 
     /// Asks the source itself, and remembers what it says. Blocks.
@@ -208,26 +216,38 @@ impl Source {
         self: &Arc<Self>,
         question: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let closed = |_| Error::Cancelled;
-        let turn = self.lookups.clone().acquire_owned().await.map_err(closed)?;
+        let source = self.clone();
+        self.beside(move || source.consult(question)).await
+    }
+
+    /// Asks, unless it has not answered lately. Blocks.
+    fn consult<T>(&self, question: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
         if !self.health.is_open() {
             return Err(Error::Disabled(self.uri().to_owned()));
         }
-        let (answer, answered) = tokio::sync::oneshot::channel();
-        let ask = move || {
-            let _held = turn;
-            let _ = answer.send(question());
-        };
-        if self.origin.is_local() {
-            tokio::task::spawn_blocking(ask);
-        } else {
-            // A thread of its own, for which nobody waits at the end: servers take their time.
-            let thread = std::thread::Builder::new().name("lookup".to_owned()).spawn(ask);
-            thread.map_err(|e| Error::Thread(e.to_string()))?;
-        }
-        let result = answered.await.unwrap_or_else(|_| Err(Error::Thread("it panicked".to_owned())));
+        let result = question();
         self.note(&result, None);
         result
+    }
+
+    /// Does something beside the async code, when it is its turn.
+    async fn beside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let turn = self.lookups.clone().acquire_owned().await.map_err(|_| Error::Cancelled)?;
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let work = move || {
+            let _held = turn;
+            // Nobody may wait for it any more.
+            let _ = answer.send(work());
+        };
+        if self.origin.is_local() {
+            tokio::task::spawn_blocking(work);
+        } else {
+            self.crew.run(work).map_err(|e| Error::Thread(e.to_string()))?;
+        }
+        answered.await.unwrap_or_else(|_| Err(Error::Thread("it panicked".to_owned())))
     }
 
     /// Has a file of it downloaded by `transfer`, which blocks, unless it has not answered lately.
@@ -263,14 +283,26 @@ impl Source {
     }
 }
 
-fn ttl(known: &Known, settings: &Settings, explicit: bool) -> Duration {
-    let negative = match settings.narinfo_cache_negative_ttl {
-        STOCK_NEGATIVE_TTL => NEGATIVE_TTL,
-        seconds => Duration::from_secs(seconds),
-    };
-    match &known.answer {
-        Some(_) => Duration::from_secs(settings.narinfo_cache_positive_ttl),
-        None if explicit => negative.min(EXPLICIT_TTL),
-        None => negative,
+/// How old answers may be.
+#[derive(Clone, Copy)]
+struct Ttls {
+    positive: Duration,
+    negative: Duration,
+}
+
+impl Ttls {
+    fn new(settings: &Settings, explicit: bool) -> Self {
+        let negative = match settings.narinfo_cache_negative_ttl {
+            STOCK_NEGATIVE_TTL => NEGATIVE_TTL,
+            seconds => Duration::from_secs(seconds),
+        };
+        Self {
+            positive: Duration::from_secs(settings.narinfo_cache_positive_ttl),
+            negative: if explicit { negative.min(EXPLICIT_TTL) } else { negative },
+        }
+    }
+
+    fn allow(self, known: &Known) -> bool {
+        known.is_younger(if known.answer.is_some() { self.positive } else { self.negative })
     }
 }
