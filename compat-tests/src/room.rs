@@ -142,6 +142,10 @@ impl Room {
             passwd.push_str(&format!("{name}:x:{id}:{id}::{}:/bin/sh\n", self.dir.join(home).display()));
             group.push_str(&format!("{name}:x:{id}:\n"));
         }
+        // What OpenSSH's server wants to find.
+        if !passwd.lines().any(|line| line.starts_with("sshd:")) {
+            passwd.push_str("sshd:x:61879:65534::/run/sshd:/usr/sbin/nologin\n");
+        }
         group.push_str(&format!("{MEMBERS}:x:{MEMBERS_ID}:{}\n", MEMBER.name));
         let mut members = Vec::new();
         let group_id = self.builders.id;

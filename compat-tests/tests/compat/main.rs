@@ -28,6 +28,7 @@ mod remote;
 mod repair;
 mod roots;
 mod serve_vectors;
+mod servers;
 mod space;
 mod stdio;
 mod streams;

@@ -16,17 +16,17 @@ use crate::{Setup, derivation, setup};
 const COMPRESSIONS: [&str; 9] = ["none", "xz", "bzip2", "gzip", "zstd", "br", "lz4", "lzip", "lzma"];
 
 /// A made path that refers to another, both copied to a signed cache and deleted again.
-struct Published {
-    dir: PathBuf,
+pub(crate) struct Published {
+    pub(crate) dir: PathBuf,
     url: String,
-    key: String,
-    outer: String,
-    inner: String,
+    pub(crate) key: String,
+    pub(crate) outer: String,
+    pub(crate) inner: String,
     expression: String,
 }
 
 impl Published {
-    fn new(s: &Setup, name: &str, parameters: &str) -> Self {
+    pub(crate) fn new(s: &Setup, name: &str, parameters: &str) -> Self {
         let secret = s.room.tmp(&format!("{name}.secret"));
         let public = s.room.tmp(&format!("{name}.public"));
         let key = s.nix(Who::Root, "nix-store").arg("--generate-binary-cache-key").arg(format!("{name}-1"));
@@ -50,12 +50,12 @@ impl Published {
         }
     }
 
-    fn check(&self) {
+    pub(crate) fn check(&self) {
         assert_eq!(fs::read_to_string(&self.outer).unwrap(), format!("{}\n", self.inner));
         assert_eq!(fs::read_to_string(&self.inner).unwrap(), "inner\n");
     }
 
-    fn forget(&self, s: &Setup) {
+    pub(crate) fn forget(&self, s: &Setup) {
         s.nix(Who::Root, "nix-store").args(["--delete", &self.outer, &self.inner]).ok().unwrap();
     }
 }
@@ -123,13 +123,13 @@ fn all_releases_realise_from_a_server() {
 }
 
 /// A store of stock's own that has what was published.
-struct Stock {
-    dir: PathBuf,
+pub(crate) struct Stock {
+    pub(crate) dir: PathBuf,
     release: compat_tests::Release,
 }
 
 impl Stock {
-    fn new(s: &Setup, version: &str, published: &Published) -> Self {
+    pub(crate) fn new(s: &Setup, version: &str, published: &Published) -> Self {
         let release = s.machine.release(version).unwrap().clone();
         let dir = s.room.dir().join(format!("stock-{version}"));
         fs::create_dir_all(dir.join("etc")).unwrap();
@@ -146,7 +146,7 @@ impl Stock {
     }
 
     /// A command of the release for that store.
-    fn script(&self, command: &str, variables: &str) -> PathBuf {
+    pub(crate) fn script(&self, command: &str, variables: &str) -> PathBuf {
         let script = format!(
             "#!/bin/sh\nexec env -i PATH=/usr/bin:/bin HOME={0} NIX_CONF_DIR={0}/etc NIX_REMOTE='local?root={0}/root' \
              {variables} {1} \"$@\"\n",

@@ -13,7 +13,7 @@ use compat_tests::{Call, Error, Release, Result, Room, Who, load, nar, tree};
 const CLOSURE: usize = 1_000;
 /// Bytes of a small path's contents, which do not compress.
 const SMALL: usize = 12_000;
-/// Bytes of the large path's files at least.
+/// Bytes of the large path's files, more or less by one of them.
 const LARGE: u64 = 1_000_000_000;
 /// Paths whose infos are asked for.
 const ASKED: usize = 5_000;
@@ -74,7 +74,12 @@ impl Caches {
     pub(super) fn large(&self, name: &str, parameters: &str) -> Result<Published> {
         self.published(name, parameters, |plain| {
             let dir = self.dir.join(".large");
-            tree::of_usr(&dir, LARGE / self.part as u64, 1)?;
+            if dir.exists() {
+                fs::remove_dir_all(&dir).doing("removing", &dir)?;
+            }
+            let mut left = LARGE / self.part as u64;
+            tree::from_usr(&dir, left)?;
+            keep(&dir, &mut left)?;
             let path = load::made_up_path("large", "large");
             put_in_cache(plain, &path, &[], |out| nar::write_path(&dir, out))?;
             fs::remove_dir_all(&dir).doing("removing", &dir)?;
@@ -140,6 +145,23 @@ impl Caches {
         let outcome = std::thread::scope(|scope| scope.spawn(run).join());
         outcome.map_err(|_| Error::Wrong("making a cache panicked".into()))?
     }
+}
+
+/// Removes all files of a tree but the first, up to so many bytes.
+fn keep(dir: &Path, left: &mut u64) -> Result<()> {
+    let mut entries: Vec<_> = fs::read_dir(dir).doing("listing", dir)?.flatten().collect();
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let (path, meta) = (entry.path(), entry.metadata().doing("looking at", entry.path())?);
+        if meta.is_dir() {
+            keep(&path, left)?;
+        } else if *left == 0 {
+            fs::remove_file(&path).doing("removing", &path)?;
+        } else {
+            *left = left.saturating_sub(meta.len());
+        }
+    }
+    Ok(())
 }
 
 /// Bytes that look like chance, and are the same ones each time.
