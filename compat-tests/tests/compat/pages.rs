@@ -91,7 +91,8 @@ fn a_browser_finds_everything_about_a_path() {
     for part in [&tree, "run 4.9 KiB", "link → bin/run", &long, "NAR size", "With all it refers to", &fetch] {
         assert!(shown.contains(part), "{part}\n{shown}");
     }
-    assert!(shown.contains("Referred to by 1") && links.contains(&url(&outer)), "{shown}\n{links:?}");
+    // The path and its derivation.
+    assert!(shown.contains("Referred to by 2") && links.contains(&url(&outer)), "{shown}\n{links:?}");
 
     // To who refers to it, and from there to what that refers to.
     let click = |path: &str| format!("[...document.links].find(link => link.href == '{}').click()", url(path));
