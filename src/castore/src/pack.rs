@@ -291,6 +291,14 @@ impl Packs {
         block::decode(bytes, place.offset).map_err(|source| place.damaged(source))
     }
 
+    /// The first `wanted` bytes of the block at `place`, **of which nothing is verified**, if they can be had for less
+    /// than the whole.
+    pub(crate) fn read_start(&self, place: Place, wanted: usize) -> Option<Bytes> {
+        let length = block::likely_enough(wanted).min(place.length as usize);
+        let begun = self.read_stored(Place { length: length as u32, ..place }).ok()?;
+        block::decode_start(&begun, wanted)
+    }
+
     /// The objects of the block at `place` and their contents one after the other, verified.
     pub(crate) fn read_with_table(&self, place: Place) -> Result<(Vec<Row>, Bytes), PackError> {
         let bytes = self.read_stored(place)?;
