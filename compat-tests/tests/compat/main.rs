@@ -23,6 +23,7 @@ mod mount;
 mod mount_elsewhere;
 mod moving;
 mod nixos;
+mod pages;
 mod recursive;
 mod remote;
 mod repair;

@@ -359,7 +359,7 @@ impl Core {
                 // Collected between the two steps: the index knows better by now, if all is well.
                 Err(PackError::Gone(_)) if before != Some(entry) => before = Some(entry),
                 Err(source) => {
-                    if source.is_damage() {
+                    if source.is_damage() || matches!(source, PackError::Gone(_)) {
                         // Whoever puts these contents again heals it.
                         self.damaged.add([*key]);
                     }

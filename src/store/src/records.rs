@@ -212,7 +212,7 @@ impl Store {
 
     /// Writes down which numbers are in use. Only what was durably deleted is missing from it, since it would be missing
     /// for ever.
-    fn write_checkpoint(&self) -> Result<()> {
+    pub(crate) fn write_checkpoint(&self) -> Result<()> {
         let limit = self.changing.lock().next();
         let mut checkpoint =
             Checkpoint { limit, store_dir: self.store_dir().as_str().to_owned(), ..Default::default() };
