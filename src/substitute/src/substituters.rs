@@ -80,7 +80,7 @@ impl Substituters {
         let (origin, connections) = self.origin(&location, &key, settings).await?;
         let disk = match &location.place {
             Place::Server(_) | Place::Bucket(_) => Some((self.remembered().await?, key.name_on_disk())),
-            Place::Directory(_) | Place::Peer(..) => None,
+            Place::Directory(_) | Place::Peer(..) | Place::Castore(_) => None,
         };
         let source = Arc::new(Source::new(location, origin, self.store.store_dir(), connections, disk));
         let mut sources = self.sources.lock();
