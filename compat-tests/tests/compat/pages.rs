@@ -81,7 +81,8 @@ fn a_browser_finds_everything_about_a_path() {
     // From the cache's own page, by what somebody types.
     assert_eq!(browser.go(&format!("http://{address}/")).unwrap(), 200);
     check(&mut browser);
-    let typed = format!("document.querySelector('#path').value = '{tree}/bin'; document.querySelector('button').click()");
+    let typed =
+        format!("document.querySelector('#path').value = '{tree}/bin'; document.querySelector('button').click()");
     assert_eq!(browser.follow(&typed).unwrap(), 200);
     assert_eq!(browser.evaluate("location.href").unwrap(), url(&tree).as_str());
     let links = check(&mut browser);

@@ -26,7 +26,10 @@ const LONGEST_IN_SERVICE: Duration = Duration::from_millis(80);
 const TESTS: [(&str, fn()); 10] = [
     ("a_dead_servers_successor_goes_on_with_what_was_kept", a_dead_servers_successor_goes_on_with_what_was_kept),
     ("what_never_gets_ready_is_given_up", what_never_gets_ready_is_given_up),
-    ("what_dies_in_service_again_and_again_is_started_ever_slower", what_dies_in_service_again_and_again_is_started_ever_slower),
+    (
+        "what_dies_in_service_again_and_again_is_started_ever_slower",
+        what_dies_in_service_again_and_again_is_started_ever_slower,
+    ),
     ("what_fails_before_anything_is_kept_has_failed", what_fails_before_anything_is_kept_has_failed),
     ("what_a_dead_server_had_started_dies", what_a_dead_server_had_started_dies),
     ("a_signal_ends_both_and_the_servers_code_is_passed_on", a_signal_ends_both_and_the_servers_code_is_passed_on),

@@ -119,7 +119,13 @@ impl Report {
         let damaged = self.damaged.iter().map(|object| format!("{}: {}", object.key, causes(&object.damage)));
         let counts =
             self.miscounted.iter().map(|pack| format!("what is alive in pack {pack:08x} is not what the index counts"));
-        self.files.iter().cloned().chain(headers).chain(damaged).chain(counts).chain(self.tables.iter().map(|problem| problem.message.clone()))
+        self.files
+            .iter()
+            .cloned()
+            .chain(headers)
+            .chain(damaged)
+            .chain(counts)
+            .chain(self.tables.iter().map(|problem| problem.message.clone()))
     }
 }
 

@@ -220,7 +220,9 @@ fn remove_abandoned(directory: &Path) {
         if file.try_lock().is_ok() && is_old(&file) {
             match fs::remove_file(entry.path()) {
                 Ok(()) => tracing::info!(file = %entry.path().display(), "removed what an upload that died has left"),
-                Err(error) => tracing::warn!(file = %entry.path().display(), %error, "cannot remove what an upload has left"),
+                Err(error) => {
+                    tracing::warn!(file = %entry.path().display(), %error, "cannot remove what an upload has left")
+                }
             }
         }
     }
@@ -272,7 +274,8 @@ mod tests {
         living.try_lock().unwrap();
         let fresh = named(&nar).unwrap();
         File::create(nar.join(".castored-fresh")).unwrap();
-        let client = fetch::Client::new(Arc::new(Download::gather(&DownloadOptions::new(&Settings::default()), &|_| None)));
+        let client =
+            fetch::Client::new(Arc::new(Download::gather(&DownloadOptions::new(&Settings::default()), &|_| None)));
         let url = format!("file://{}", dir.path().display());
         let writer = CacheWriter::new(&url, client, Path::new("/nowhere")).unwrap();
         writer.open(&StoreDir::default()).unwrap();

@@ -145,7 +145,9 @@ impl Packs {
 
     /// Writes the file of a pack anew from a descriptor, if there is one. The new file is durable on return, but for its name.
     pub(super) fn put_back(&self, appender: &mut Appender, pack: &Pack) -> Result<bool, PackError> {
-        let Some(old) = appender.file_of(pack.number).or_else(|| self.files.get(&pack.number)) else { return Ok(false) };
+        let Some(old) = appender.file_of(pack.number).or_else(|| self.files.get(&pack.number)) else {
+            return Ok(false);
+        };
         let written = pack.written.load(Ordering::Acquire);
         if old.metadata().map_err(at("looking at", &pack.path))?.len() < written {
             // It was cut short as well.
@@ -161,10 +163,11 @@ impl Packs {
             std::fs::rename(&copy, &pack.path)?;
             Ok(new)
         };
-        let new = Arc::new(copied().inspect_err(|_| drop(std::fs::remove_file(&copy))).map_err(at(
-            "writing the deleted file anew:",
-            &pack.path,
-        ))?);
+        let new = Arc::new(
+            copied()
+                .inspect_err(|_| drop(std::fs::remove_file(&copy)))
+                .map_err(at("writing the deleted file anew:", &pack.path))?,
+        );
         let opens = appender.open.values_mut().chain(appender.unsynced.values_mut());
         opens.filter(|open| open.pack.number == pack.number).for_each(|open| open.file = Arc::clone(&new));
         self.files.remove(&pack.number);
