@@ -15,6 +15,7 @@ mod command_line;
 mod crash;
 mod differential;
 mod grpc;
+mod grpc_source;
 mod http_cache;
 mod http_push;
 mod life;

@@ -1,7 +1,7 @@
 //! Other stores as sources of paths.
 //!
 //! A [`Substituter`] is what the scheduler asks before it builds. [`Substituters`] is the real one: it asks the sources
-//! (binary caches, other stores) that a client's settings name, all of them for each path at once (`offers`), walks closures, downloads
+//! (binary caches, castores, other stores) that a client's settings name, all of them for each path at once (`offers`), walks closures, downloads
 //! what is missing in parallel and registers it, references first.
 //!
 //! A [`CacheWriter`] is the other direction: it puts paths into a binary cache.
@@ -9,18 +9,22 @@
 //! Sources (`source`) are shared by all clients whose settings make them the same; what a client may use and
 //! whom it trusts is its own, in its [`Client`].
 
+mod ahead;
 mod binary_cache;
 mod closure;
 mod compression;
 mod error;
+mod grpc;
 mod health;
 mod location;
 mod offers;
 mod origin;
+mod parallel_xz;
 mod peer;
 mod pipe;
 mod realise;
 mod refetch;
+mod remembered;
 mod source;
 mod substituters;
 mod transfer;
