@@ -20,9 +20,9 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Mount(#[from] mount::MountError),
     #[error(transparent)]
-    Url(#[from] rpc::client::UrlError),
+    Url(#[from] rpc_client::UrlError),
     #[error("cannot reach the store at {url}: {source}")]
-    Unreachable { url: String, source: rpc::client::ClientError },
+    Unreachable { url: String, source: rpc_client::ClientError },
     #[error(
         "the daemon of this store serves {}; stop the daemon, which unmounts it, or name another directory",
         .0.display()

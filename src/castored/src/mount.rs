@@ -7,7 +7,7 @@ use std::time::Duration;
 use ::daemon::Locations;
 use ::mount::{Mount, Options, require_empty};
 use clap::Args;
-use rpc::client::RemoteView;
+use rpc_client::RemoteView;
 
 use crate::daemon::{self, Termination, start_logging};
 use crate::failure::Failure;

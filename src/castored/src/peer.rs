@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use nix_compat::conf::Settings;
-use rpc::client::Channel;
+use rpc_client::Channel;
 
 use crate::failure::Failure;
 
@@ -11,7 +11,7 @@ use crate::failure::Failure;
 /// and the environment does not name them.
 pub(crate) fn open(url: &str, settings: impl FnOnce() -> Result<Settings, Failure>) -> Result<Channel, Failure> {
     let authorities = if url.starts_with("grpc+https:") { authorities(settings)? } else { Vec::new() };
-    Ok(rpc::client::open(url, &authorities)?)
+    Ok(rpc_client::open(url, &authorities)?)
 }
 
 /// The certificates by which servers are known here: those the environment names, else those of `ssl-cert-file`.

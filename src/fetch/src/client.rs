@@ -91,12 +91,15 @@ pub enum Retry {
     IfReached,
 }
 
+/// A proxy, and whether it forwards requests: else it is a tunnel.
+type Way = (Option<String>, bool);
+
 /// Downloads as the settings say.
 pub struct Client {
     settings: Arc<Download>,
     tls: TlsConfig,
     /// One for each proxy that was needed, as a tunnel or to forward requests: each has connections that are used again.
-    agents: Mutex<Vec<((Option<String>, bool), Agent)>>,
+    agents: Mutex<Vec<(Way, Agent)>>,
     /// Requests to it are signed.
     bucket: Option<SignedBucket>,
 }

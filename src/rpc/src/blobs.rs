@@ -11,10 +11,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::blocking::blocking;
-use crate::limits::{MAX_BLOB_UPLOADS, PIECE_BYTES, QUEUE_ITEMS};
-use crate::proto::castore::blob_service_server;
+use crate::limits::{COMPRESSED_PIECE_BYTES, MAX_BLOB_UPLOADS, PIECE_BYTES, QUEUE_ITEMS};
 use crate::status;
 use crate::upload::{Messages, upload};
+use rpc_client::proto::castore::blob_service_server;
 
 /// Serves the blobs of a castore.
 pub(crate) struct Blobs {
@@ -34,6 +34,12 @@ impl Blobs {
     }
 }
 
+/// Whether an answer will be compressed.
+fn takes_compressed<T>(request: &Request<T>) -> bool {
+    let accepted = request.metadata().get("grpc-accept-encoding").and_then(|value| value.to_str().ok());
+    accepted.is_some_and(|encodings| encodings.split(',').any(|encoding| encoding.trim() == "zstd"))
+}
+
 #[tonic::async_trait]
 impl blob_service_server::BlobService for Blobs {
     async fn stat(&self, request: Request<StatBlobRequest>) -> Result<Response<StatBlobResponse>, Status> {
@@ -47,6 +53,8 @@ impl blob_service_server::BlobService for Blobs {
     type ReadStream = ReceiverStream<Result<BlobChunk, Status>>;
 
     async fn read(&self, request: Request<ReadBlobRequest>) -> Result<Response<Self::ReadStream>, Status> {
+        // Compressing is done by the connection's task, so it gets a little at a time.
+        let piece_bytes = if takes_compressed(&request) { COMPRESSED_PIECE_BYTES } else { PIECE_BYTES };
         let digest = status::digest(&request.into_inner().digest)?;
         self.known(digest).await?;
 
@@ -58,7 +66,7 @@ impl blob_service_server::BlobService for Blobs {
             let mut offset = 0;
             loop {
                 let service = service.clone();
-                let read = move || service.read_at(&digest, offset, PIECE_BYTES).map_err(status::castore);
+                let read = move || service.read_at(&digest, offset, piece_bytes).map_err(status::castore);
                 let piece = blocking(read).await;
                 let last = match &piece {
                     Ok(data) if data.is_empty() => return,

@@ -14,9 +14,9 @@ use crate::limits::{
     DIRECTORIES_PER_PUT, DIRECTORIES_PER_STEP, DIRECTORY_BYTES_PER_PUT, MAX_DIRECTORIES_PER_GET,
     MAX_DIRECTORIES_PER_PUT, MAX_DIRECTORY_UPLOADS, QUEUE_ITEMS,
 };
-use crate::proto::castore::directory_service_server;
 use crate::status;
 use crate::upload::Messages;
+use rpc_client::proto::castore::directory_service_server;
 
 /// Serves the directories of a castore.
 pub(crate) struct Directories {

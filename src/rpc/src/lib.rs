@@ -2,18 +2,15 @@
 //!
 //! A request enters in [`server`], is routed by tonic to one of the three services (`blobs`, `directories`, `paths`),
 //! and each of those does its I/O on the blocking pool through `blocking`. What a client may make the
-//! process hold is in [`limits`]. [`client`] is the other direction: another store's castore as if it were local.
+//! process hold is in [`limits`]. The messages, and the other direction, are the `rpc-client` crate's.
 
 mod blobs;
 mod blocking;
-pub mod client;
 mod connection;
 mod cut_off;
 mod directories;
 pub mod limits;
-mod path_info;
 mod paths;
-pub mod proto;
 pub mod server;
 mod snix_names;
 mod status;

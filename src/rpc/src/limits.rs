@@ -4,29 +4,21 @@
 
 use std::time::Duration;
 
+pub use rpc_client::limits::{
+    CONNECTION_WINDOW_BYTES, KEEPALIVE_INTERVAL, MAX_MESSAGE_BYTES, PIECE_BYTES, QUEUE_ITEMS, STREAM_WINDOW_BYTES,
+};
+
 /// Connections open at the same time; more wait in the listen queue of the kernel.
 pub const MAX_CONNECTIONS: usize = 256;
 
 /// Calls under way on one connection; HTTP/2 makes the client wait with the next.
 pub const MAX_CALLS_PER_CONNECTION: u32 = 64;
 
-/// Bytes of the largest message that is accepted: a large Directory, or one piece of a blob.
-pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
-
 /// Bytes of the headers of one request.
 pub const MAX_HEADER_BYTES: u32 = 16 << 10;
 
-/// Bytes of one piece of a blob as it is sent to a client.
-pub const PIECE_BYTES: usize = 1 << 20;
-
-/// Bytes a client may send ahead of what was consumed, for one call.
-pub const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-
-/// Bytes a client may send ahead of what was consumed, for all calls of a connection.
-pub const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
-
-/// Items (pieces, directories, path infos) between the thread that makes or stores them and the connection.
-pub const QUEUE_ITEMS: usize = 4;
+/// The same for a client that has it compressed: as much as castored's largest chunk.
+pub const COMPRESSED_PIECE_BYTES: usize = 128 << 10;
 
 /// Blob uploads under way at the same time, in all connections. Each holds a thread.
 pub const MAX_BLOB_UPLOADS: usize = 64;
@@ -57,9 +49,6 @@ pub const MAX_NARS: usize = 4;
 
 /// How long an upload may pause before it is given up.
 pub const UPLOAD_IDLE: Duration = Duration::from_secs(60);
-
-/// A silent connection is asked after this long whether it is still there.
-pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How long calls under way may take to finish once the server was told to stop.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);

@@ -17,11 +17,11 @@ use tonic::{Request, Response, Status};
 use crate::blocking::blocking;
 use crate::connection::{Peer, Trust};
 use crate::limits::{MAX_NARS, PATHS_PER_STEP, QUEUE_ITEMS};
-use crate::path_info::{from_message, to_message};
-use crate::proto::store as message;
-use crate::proto::store::get_path_info_request::ByWhat;
-use crate::proto::store::path_info_service_server::PathInfoService;
 use crate::status;
+use rpc_client::path_info::{from_message, to_message};
+use rpc_client::proto::store as message;
+use rpc_client::proto::store::get_path_info_request::ByWhat;
+use rpc_client::proto::store::path_info_service_server::PathInfoService;
 
 /// What PathInfoService needs of a store. The methods block.
 pub trait PathInfos: Send + Sync {

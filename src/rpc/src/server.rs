@@ -12,8 +12,13 @@ use std::sync::Arc;
 
 use castore::{BlobService, DirectoryService};
 use nix_compat::signature::PublicKey;
+use rpc_client::proto::castore::blob_service_server::BlobServiceServer;
+use rpc_client::proto::castore::directory_service_server::DirectoryServiceServer;
+use rpc_client::proto::store::path_info_service_server::PathInfoServiceServer;
+use rpc_client::proto::{SNIX_DESCRIPTORS, TVIX_DESCRIPTORS};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
+use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
@@ -28,10 +33,6 @@ use crate::limits::{
     SHUTDOWN_GRACE, STREAM_WINDOW_BYTES,
 };
 use crate::paths::{PathInfos, Paths};
-use crate::proto::castore::blob_service_server::BlobServiceServer;
-use crate::proto::castore::directory_service_server::DirectoryServiceServer;
-use crate::proto::store::path_info_service_server::PathInfoServiceServer;
-use crate::proto::{SNIX_DESCRIPTORS, TVIX_DESCRIPTORS};
 use crate::snix_names;
 
 /// The names that the services answer to.
@@ -204,8 +205,10 @@ impl Listeners {
 
 async fn routes(services: Services) -> Result<Routes, ServeError> {
     let Services { blobs, directories, paths, trusted_keys, trust_of: _ } = services;
-    let blobs_service = BlobServiceServer::new(Blobs::new(blobs));
-    let directories_service = DirectoryServiceServer::new(Directories::new(directories));
+    // For clients that ask for it; what they send is taken as it is only.
+    let zstd = CompressionEncoding::Zstd;
+    let blobs_service = BlobServiceServer::new(Blobs::new(blobs)).send_compressed(zstd);
+    let directories_service = DirectoryServiceServer::new(Directories::new(directories)).send_compressed(zstd);
     let paths_service = PathInfoServiceServer::new(Paths::new(paths, trusted_keys));
 
     let (health, health_service) = tonic_health::server::health_reporter();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use castore::contract;
 use common::{TestServer, castore_only, in_memory};
-use rpc::client::{RemoteBlobs, RemoteDirectories};
+use rpc_client::{RemoteBlobs, RemoteDirectories};
 
 fn keeps_the_contract(server: &TestServer) {
     contract::blobs(&RemoteBlobs::new(server.channel(), server.handle()));

@@ -15,8 +15,8 @@ use castore::proto::{
 use castore::{BlobService as _, Digest, Directory, MemoryStore, Node, NodeName, SymlinkTarget, contract};
 use common::{TestServer, castore_only, in_memory};
 use rpc::limits::PIECE_BYTES;
-use rpc::proto::castore::blob_service_client::BlobServiceClient;
-use rpc::proto::castore::directory_service_client::DirectoryServiceClient;
+use rpc_client::proto::castore::blob_service_client::BlobServiceClient;
+use rpc_client::proto::castore::directory_service_client::DirectoryServiceClient;
 use tokio_stream::StreamExt as _;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
@@ -173,7 +173,7 @@ fn a_reader_that_stops_does_not_hold_the_server() {
 }
 
 fn server_channel(uri: &str) -> Channel {
-    rpc::client::channel(uri.to_owned()).unwrap()
+    rpc_client::channel(uri.to_owned()).unwrap()
 }
 
 fn link_in(name: &str) -> Directory {

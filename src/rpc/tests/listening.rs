@@ -10,8 +10,8 @@ use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 
 use common::{TestServer, in_memory};
-use rpc::proto::castore::blob_service_client::BlobServiceClient;
 use rpc::{Listen, Listeners, ServeError};
+use rpc_client::proto::castore::blob_service_client::BlobServiceClient;
 
 fn bind(listen: &Listen) -> Result<Listeners, ServeError> {
     tokio::runtime::Runtime::new().unwrap().block_on(async { Listeners::bind(listen) })

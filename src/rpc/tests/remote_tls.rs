@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use nix_compat::store_path::StoreDir;
-use rpc::client::{RemoteView, open};
-use rpc::proto::store::path_info_service_server::{PathInfoService, PathInfoServiceServer};
-use rpc::proto::store::{CalculateNarResponse, GetPathInfoRequest, ListPathInfoRequest, PathInfo};
+use rpc_client::proto::store::path_info_service_server::{PathInfoService, PathInfoServiceServer};
+use rpc_client::proto::store::{CalculateNarResponse, GetPathInfoRequest, ListPathInfoRequest, PathInfo};
+use rpc_client::{RemoteView, open};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::{Identity, Server, ServerTlsConfig};

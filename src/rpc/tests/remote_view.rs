@@ -17,7 +17,7 @@ use nix_compat::hash::Algorithm;
 use nix_compat::store_path::{StoreDir, StorePath};
 use parking_lot::Mutex;
 use rpc::Trust;
-use rpc::client::{RemoteBlobs, RemoteView};
+use rpc_client::{RemoteBlobs, RemoteView};
 use store::view::{StoreEvent, StoreView};
 use store::{AddOptions, Config, GcAction, GcOptions, GcScope, Store};
 
@@ -141,7 +141,7 @@ fn a_peer_that_is_gone_is_an_error() {
     server.stop().unwrap();
     let channel = {
         let _inside = talking.enter();
-        rpc::client::channel(uri).unwrap()
+        rpc_client::channel(uri).unwrap()
     };
     let late = RemoteView::new(channel, talking.handle().clone(), StoreDir::default()).unwrap();
     assert!(late.probe().is_err());

@@ -102,7 +102,7 @@ impl BinaryCache {
             }
             // Not joined: a name with a colon would be taken for a URL of its own.
             Place::Server(base) => Url::parse(&format!("{base}{}", name.trim_start_matches('/'))).map_err(|_| wrong()),
-            Place::Bucket(_) | Place::Peer(..) => Err(wrong()),
+            Place::Bucket(_) | Place::Peer(..) | Place::Castore(_) => Err(wrong()),
         }
     }
 

@@ -78,6 +78,37 @@ pub enum Error {
         /// How it failed.
         source: remote::ClientError,
     },
+    /// Another castore.
+    #[error("cannot {action} the castore '{uri}': {source}")]
+    Castore {
+        /// What was tried.
+        action: &'static str,
+        /// Its URL.
+        uri: String,
+        /// How it failed.
+        source: rpc_client::ClientError,
+    },
+    /// Its URL.
+    #[error(transparent)]
+    CastoreUrl(#[from] rpc_client::UrlError),
+    /// It had a path a moment ago.
+    #[error("'{uri}' does not have '{path}' any more")]
+    Vanished {
+        /// Its URL.
+        uri: String,
+        /// The path's name.
+        path: String,
+    },
+    /// A tree of a castore of which no NAR can be made.
+    #[error("the tree that '{uri}' has for '{path}' makes no archive: {source}")]
+    Tree {
+        /// The castore.
+        uri: String,
+        /// The path's name.
+        path: String,
+        /// Why not.
+        source: nix_compat::nar::WriteError,
+    },
     /// A file that names itself by something that is no place in a cache.
     #[error("binary cache '{uri}' has a file at '{url}', where it cannot be")]
     FileUrl {
@@ -153,7 +184,7 @@ impl Error {
     pub(crate) fn means_silence(&self) -> bool {
         match self {
             Self::Disabled(_) => true,
-            Self::Download(_) | Self::Peer { .. } => self.is_outage(),
+            Self::Download(_) | Self::Peer { .. } | Self::Castore { .. } => self.is_outage(),
             _ => false,
         }
     }
@@ -170,6 +201,7 @@ impl Error {
             Self::Download(error) => error.cause.is_transient() || error.cause.is_unreachable(),
             // Whoever refuses is there.
             Self::Peer { source, .. } => !matches!(source, remote::ClientError::Refused(_)),
+            Self::Castore { source, .. } => source.is_outage(),
             Self::NoCache(_) | Self::StoreDir { .. } => true,
             _ => false,
         }

@@ -1,7 +1,7 @@
 //! Other stores as sources of paths.
 //!
 //! A [`Substituter`] is what the scheduler asks before it builds. [`Substituters`] is the real one: it asks the sources
-//! (binary caches, other stores) that a client's settings name, all of them for each path at once (`offers`), walks closures, downloads
+//! (binary caches, castores, other stores) that a client's settings name, all of them for each path at once (`offers`), walks closures, downloads
 //! what is missing in parallel and registers it, references first.
 //!
 //! A [`CacheWriter`] is the other direction: it puts paths into a binary cache.
@@ -15,6 +15,7 @@ mod closure;
 mod compression;
 mod crew;
 mod error;
+mod grpc;
 mod health;
 mod location;
 mod offers;

@@ -1,5 +1,5 @@
-//! URLs of substituters: `file:///dir`, `http(s)://host/path`, `s3://bucket`, `ssh-ng://host`, `ssh://host`, `unix:///socket`, `daemon`, with
-//! parameters.
+//! URLs of substituters: `file:///dir`, `http(s)://host/path`, `s3://bucket`, `ssh-ng://host`, `ssh://host`, `unix:///socket`, `daemon`,
+//! `grpc+http(s)://host`, `grpc+unix:///socket`, with parameters.
 
 use std::path::PathBuf;
 
@@ -29,6 +29,8 @@ pub(crate) enum Place {
     Bucket(S3Bucket),
     /// A store that speaks a protocol of Nix's, over so many connections.
     Peer(StoreUri, usize),
+    /// Another castore, by its URL without parameters.
+    Castore(String),
 }
 
 /// A substituter's URL, taken apart.
@@ -68,6 +70,8 @@ impl Location {
         } else if base == "daemon" || ["ssh-ng://", "ssh://", "unix://"].iter().any(|scheme| base.starts_with(scheme)) {
             let whole = if base == "daemon" { text.replacen(base, DAEMON, 1) } else { text.to_owned() };
             Place::Peer(StoreUri::parse(&whole).map_err(|_| unknown())?, CONNECTIONS)
+        } else if ["grpc+http://", "grpc+https://", "grpc+unix:/"].iter().any(|scheme| base.starts_with(scheme)) {
+            Place::Castore(base.to_owned())
         } else {
             return Err(unknown());
         };
@@ -124,7 +128,11 @@ mod tests {
         assert_eq!(peer("daemon?trusted=1"), expect("unix", "/nix/var/nix/daemon-socket/socket", CONNECTIONS));
         assert_eq!(peer("ssh-ng://me@host?max-connections=0"), expect("ssh-ng", "me@host", 1));
         assert_eq!(peer("ssh://host?max-connections=9999"), expect("ssh", "host", MAX_CONNECTIONS));
+        let castore = Location::parse("grpc+unix:///run/grpc?priority=7&trusted=1").unwrap();
+        assert_eq!((castore.priority, castore.trusted), (Some(7), true));
+        assert_eq!(castore.place, Place::Castore("grpc+unix:///run/grpc".to_owned()));
         for wrong in [
+            "grpc+ftp://host",
             "s3://",
             "s3://bucket?scheme=ftp",
             "file://host/x",

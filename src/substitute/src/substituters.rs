@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use fetch::{Download, DownloadOptions};
 use nix_compat::conf::Settings;
@@ -9,11 +10,13 @@ use nix_compat::realisation::{DrvOutput, Realisation};
 use nix_compat::worker::SubstitutableInfo;
 use parking_lot::Mutex;
 use store::Store;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use crate::binary_cache::BinaryCache;
 use crate::closure::Landings;
 use crate::error::Error;
+use crate::grpc::Castore;
 use crate::location::{Location, Place};
 use crate::offers::{Excluded, Offer};
 use crate::origin::Origin;
@@ -26,6 +29,9 @@ use crate::{Answer, Client, Contents, Outcome, Substituter, Wanted};
 const MAX_SOURCES: usize = 256;
 /// Transfers at once, for all clients: each has a thread for its download and one for its import.
 pub(crate) const MAX_TRANSFERS: usize = 64;
+
+/// Questions to one castore at once: as many as one of its connections has room for.
+const MAX_QUESTIONS: u64 = 64;
 
 /// What makes two clients' sources the same: the URL and how to download from it. Nobody's passwords or certificates
 /// serve another.
@@ -74,7 +80,7 @@ impl Substituters {
         let (origin, connections) = self.origin(&location, &key, settings).await?;
         let disk = match &location.place {
             Place::Server(_) | Place::Bucket(_) => Some((self.remembered().await?, key.name_on_disk())),
-            Place::Directory(_) | Place::Peer(..) => None,
+            Place::Directory(_) | Place::Peer(..) | Place::Castore(_) => None,
         };
         let source = Arc::new(Source::new(location, origin, self.store.store_dir(), connections, disk));
         let mut sources = self.sources.lock();
@@ -110,6 +116,9 @@ impl Substituters {
             let peer = Peer::new(location.uri.clone(), uri.clone(), dir, *connections, settings.connect_timeout);
             return Ok((Box::new(peer), *connections as u64));
         }
+        if let Place::Castore(url) = &location.place {
+            return Ok((Box::new(self.castore(location, url, key, settings).await?), MAX_QUESTIONS));
+        }
         let (options, place) = (key.downloads.clone(), location.place.clone());
         // Files of passwords, keys and certificates are read here.
         let gather = move || {
@@ -125,6 +134,29 @@ impl Substituters {
         let (client, place) = tokio::task::spawn_blocking(gather).await.map_err(|e| Error::Thread(e.to_string()))?;
         let cache = BinaryCache::new(location.uri.clone(), place, client);
         Ok((Box::new(cache), settings.http_connections))
+    }
+}
+
+impl Substituters {
+    async fn castore(
+        &self,
+        location: &Location,
+        url: &str,
+        key: &SourceKey,
+        settings: &Settings,
+    ) -> Result<Castore, Error> {
+        let mut authorities = String::new();
+        if url.starts_with("grpc+https:") {
+            let options = key.downloads.clone();
+            let gather = move || Download::gather(&options, &|name| std::env::var(name).ok()).certificates;
+            authorities = tokio::task::spawn_blocking(gather).await.map_err(|e| Error::Thread(e.to_string()))?;
+        }
+        let channel = match settings.connect_timeout {
+            0 => rpc_client::open(url, authorities.as_bytes())?,
+            seconds => rpc_client::open_within(url, authorities.as_bytes(), Duration::from_secs(seconds))?,
+        };
+        let (here, attempts) = (self.store.engine().clone(), settings.download_attempts);
+        Ok(Castore::new(location.uri.clone(), here, channel, Handle::current(), attempts))
     }
 }
 

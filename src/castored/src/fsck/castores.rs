@@ -2,7 +2,7 @@
 
 use nix_compat::conf::Settings;
 use nix_compat::store_path::StorePath;
-use rpc::client::{RemoteBlobs, RemoteDirectories};
+use rpc_client::{RemoteBlobs, RemoteDirectories};
 use store::Store;
 use store::fsck::{Elsewhere, Mended};
 use tokio::runtime::Handle;

@@ -62,7 +62,7 @@ impl TestServer {
 
     pub fn channel(&self) -> Channel {
         let _in_runtime = self.runtime.enter();
-        rpc::client::channel(self.uri.clone()).unwrap()
+        rpc_client::channel(self.uri.clone()).unwrap()
     }
 
     pub fn handle(&self) -> Handle {

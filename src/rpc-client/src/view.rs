@@ -18,7 +18,7 @@ use store::view::{FIRST_ROOT_NUMBER, Root, Space, StoreEvent, StoreView, Subscri
 use tokio::runtime::Handle;
 use tonic::transport::Channel;
 
-use super::{ClientError, RemoteBlobs, RemoteDirectories, RemotePaths};
+use crate::{ClientError, RemoteBlobs, RemoteDirectories, RemotePaths};
 
 /// Paths that are kept track of; each takes some 200 bytes.
 const MAX_PATHS: usize = 1 << 20;

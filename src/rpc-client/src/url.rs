@@ -38,6 +38,14 @@ pub enum UrlError {
 /// # Errors
 /// When the URL is none.
 pub fn open(url: &str, authorities: &[u8]) -> Result<Channel, UrlError> {
+    open_within(url, authorities, CONNECT_PATIENCE)
+}
+
+/// The same; connecting may take as long as `patience`.
+///
+/// # Errors
+/// When the URL is none.
+pub fn open_within(url: &str, authorities: &[u8], patience: Duration) -> Result<Channel, UrlError> {
     let address = url.strip_prefix(PREFIX).filter(|address| {
         ["http://", "https://", "unix:/"]
             .iter()
@@ -50,11 +58,11 @@ pub fn open(url: &str, authorities: &[u8]) -> Result<Channel, UrlError> {
         let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authorities));
         endpoint = endpoint.tls_config(tls).map_err(wrong)?;
     }
-    Ok(tuned(endpoint).connect_lazy())
+    Ok(tuned(endpoint).connect_timeout(patience).connect_lazy())
 }
 
 /// Bounds on what a peer may send ahead, and on how long it may be silent.
-pub(super) fn tuned(endpoint: Endpoint) -> Endpoint {
+pub(crate) fn tuned(endpoint: Endpoint) -> Endpoint {
     endpoint
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)

@@ -15,9 +15,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-use super::{ClientError, Runtime, call, next};
 use crate::limits::{MAX_MESSAGE_BYTES, PIECE_BYTES, QUEUE_ITEMS};
 use crate::proto::castore::blob_service_client::BlobServiceClient;
+use crate::{ClientError, Runtime, call, joined, next};
 
 const STAT: &str = "ask for a blob";
 const READ: &str = "read a blob";
@@ -221,11 +221,6 @@ impl RemoteBlobs {
         let fetching = wanted.iter().map(|(chunk, size, from, to)| self.chunk(chunk, *size, *from, *to));
         Ok(joined(stream::iter(fetching).buffered(CHUNKS_AT_ONCE).try_collect().await?))
     }
-}
-
-/// Pieces in one; a single one is not copied.
-fn joined(mut pieces: Vec<Bytes>) -> Bytes {
-    if pieces.len() == 1 { pieces.remove(0) } else { pieces.concat().into() }
 }
 
 impl BlobService for RemoteBlobs {

@@ -10,9 +10,9 @@ use tokio::runtime::Handle;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-use super::{ClientError, Runtime};
 use crate::limits::MAX_MESSAGE_BYTES;
 use crate::proto::castore::directory_service_client::DirectoryServiceClient;
+use crate::{ClientError, Runtime};
 
 const GET: &str = "get a directory";
 const PUT: &str = "put directories";

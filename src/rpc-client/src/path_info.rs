@@ -21,37 +21,75 @@ const DERIVATION: &str = ".drv";
 
 /// Why a message does not describe a store path.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum InvalidPathInfo {
+pub enum InvalidPathInfo {
+    /// It has no tree.
     #[error("the path info has no node")]
     NoNode,
+    /// Its tree is none.
     #[error("{0}")]
     Node(#[from] NodeError),
+    /// Its tree's name is no path's.
     #[error("the node's name \"{name}\" is not the base name of a store path: {error}")]
-    Name { name: String, error: String },
+    Name {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        error: String,
+    },
+    /// Nothing is said of its NAR.
     #[error("the path info has no narinfo")]
     NoNarInfo,
+    /// The NAR's hash is none; its length in bytes.
     #[error("nar_sha256 has {0} bytes, not 32")]
     NarHash(usize),
+    /// There are not as many references as names of them.
     #[error("there are {digests} references, but {names} reference names")]
-    ReferenceCount { digests: usize, names: usize },
+    ReferenceCount {
+        /// References.
+        digests: usize,
+        /// Names.
+        names: usize,
+    },
+    /// A reference's name is none.
     #[error("reference name \"{name}\" is not the base name of a store path: {error}")]
-    ReferenceName { name: String, error: store_path::Error },
+    ReferenceName {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        error: store_path::Error,
+    },
+    /// A reference's name and hash part do not belong together.
     #[error("reference \"{0}\" has another hash part than its name says")]
     ReferenceDigest(String),
+    /// The deriver's hash part is none.
     #[error("the digest of deriver \"{name}\" has {length} bytes, not 20")]
-    DeriverDigest { name: String, length: usize },
+    DeriverDigest {
+        /// The deriver's name.
+        name: String,
+        /// The length of the hash part, in bytes.
+        length: usize,
+    },
+    /// The deriver is no path.
     #[error("deriver \"{name}\" is not a store path: {error}")]
-    Deriver { name: String, error: store_path::Error },
+    Deriver {
+        /// The deriver's name.
+        name: String,
+        /// What is wrong with it.
+        error: store_path::Error,
+    },
+    /// A signature is none.
     #[error("{0}")]
     Signature(#[from] signature::Error),
+    /// Nobody knows this kind of content address.
     #[error("the content address is of unknown type {0}")]
     CaKind(i32),
+    /// A content address is none.
     #[error("the content address: {0}")]
     CaHash(hash::Error),
 }
 
 /// The message for a path.
-pub(crate) fn to_message(info: &PathInfo, node: &Node) -> message::PathInfo {
+pub fn to_message(info: &PathInfo, node: &Node) -> message::PathInfo {
     let narinfo = message::NarInfo {
         nar_size: info.nar_size,
         nar_sha256: info.nar_hash.as_bytes().to_vec().into(),
@@ -68,7 +106,10 @@ pub(crate) fn to_message(info: &PathInfo, node: &Node) -> message::PathInfo {
 }
 
 /// The path a message describes. Nothing is checked but its form.
-pub(crate) fn from_message(path_info: message::PathInfo) -> Result<NewPath, InvalidPathInfo> {
+///
+/// # Errors
+/// When it describes none.
+pub fn from_message(path_info: message::PathInfo) -> Result<NewPath, InvalidPathInfo> {
     let message::PathInfo { node, references: digests, narinfo } = path_info;
     let (path, node) = root_of(node)?;
     let message::NarInfo { nar_size, nar_sha256, signatures, reference_names, deriver, ca } =
@@ -95,7 +136,10 @@ pub(crate) fn from_message(path_info: message::PathInfo) -> Result<NewPath, Inva
 }
 
 /// The path and the tree that a message's node names.
-pub(crate) fn root_of(node: Option<NodeMessage>) -> Result<(StorePath, Node), InvalidPathInfo> {
+///
+/// # Errors
+/// When it names none.
+pub fn root_of(node: Option<NodeMessage>) -> Result<(StorePath, Node), InvalidPathInfo> {
     let (name, node) = node.ok_or(InvalidPathInfo::NoNode)?.into_parts()?;
     Ok((base_name(&name)?, node))
 }

@@ -1,15 +1,16 @@
-//! The store paths of a peer, as far as a mount needs them.
+//! The store paths of a peer.
 
 use castore::Node;
 use nix_compat::store_path::StorePath;
+use store::NewPath;
 use tokio::runtime::Handle;
 use tonic::transport::Channel;
 
-use super::{ClientError, Runtime};
 use crate::limits::MAX_MESSAGE_BYTES;
-use crate::path_info::root_of;
+use crate::path_info::{from_message, root_of};
 use crate::proto::store::path_info_service_client::PathInfoServiceClient;
 use crate::proto::store::{GetPathInfoRequest, ListPathInfoRequest, get_path_info_request::ByWhat};
+use crate::{ClientError, Runtime};
 
 const GET: &str = "ask for a store path";
 const LIST: &str = "list store paths";
@@ -40,6 +41,21 @@ impl RemotePaths {
             return Err(ClientError::OtherPath(root.0));
         }
         Ok(Some(root))
+    }
+
+    /// All that the peer says of the path with this hash part, and the tree it holds. It is a claim, of which nothing but
+    /// the form was checked.
+    ///
+    /// # Errors
+    /// As for [`RemotePaths::get`].
+    pub fn info(&self, digest: &[u8; 20]) -> Result<Option<NewPath>, ClientError> {
+        let request = GetPathInfoRequest { by_what: Some(ByWhat::ByOutputHash(digest.to_vec().into())) };
+        let Some(answer) = self.runtime.call(GET, self.client.clone().get(request))? else { return Ok(None) };
+        let said = from_message(answer.into_inner()).map_err(|error| ClientError::Path(error.to_string()))?;
+        if said.info.path.digest() != *digest {
+            return Err(ClientError::OtherPath(said.info.path));
+        }
+        Ok(Some(said))
     }
 
     /// Gives `each` every path of the peer until it fails.
