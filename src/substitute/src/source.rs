@@ -202,7 +202,11 @@ impl Source {
         self.known.remove(path);
         let hash = path.hash_part().to_owned();
         // Nothing is lost when it cannot be forgotten: whoever fetches it again finds out again.
-        let _ = self.on_disk(move |disk, name| Some(disk.forget(name, &hash))).await;
+        let forget = move |disk: &Remembered, name: &str| -> Option<()> {
+            disk.forget(name, &hash);
+            None
+        };
+        let _ = self.on_disk(forget).await;
     }
 
     /// What an output turned out to be there.
