@@ -7,7 +7,7 @@
 //! * [`room`] gives a test its own mount namespace with an empty `/nix`, so that nothing outside is touched.
 //! * [`subject`] starts and stops the daemon under test: castored, or stock `nix-daemon` to prove a test right.
 //! * [`tree`] makes a large real tree to work on, from the machine's own /usr; [`packages`] closures, from Debian packages.
-//! * [`ssh`] stands for another machine.
+//! * [`ssh`] stands for another machine, [`browser`] for somebody who looks at pages.
 //! * [`call`] runs client commands, as root or as an unprivileged user, and shows what they print.
 //! * [`wire`], [`raw`] and [`nar`] speak the worker protocol and the NAR format *independently of castored's own code*, so
 //!   that a mistake there cannot hide itself; [`grpc`] calls services knowing only what reflection tells.
@@ -15,6 +15,7 @@
 //!   makes; [`memory`] asks what processes use.
 
 pub mod apt;
+pub mod browser;
 pub mod call;
 pub mod checks;
 pub mod error;

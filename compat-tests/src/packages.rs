@@ -153,7 +153,7 @@ fn store_path(package: &Available) -> String {
 
 /// Downloads, unpacks and archives the packages of a release into the binary cache `to`.
 fn make_release(packages: &[Available], apt: &PrivateApt, work: &Path, to: &Path) -> Result<()> {
-    begin(to)?;
+    begin_cache(to)?;
     let names: Vec<&str> = packages.iter().map(|package| package.name.as_str()).collect();
     let files = apt.download(&names, &work.join("files"))?;
     let paths: Vec<String> = packages.iter().map(store_path).collect();
@@ -173,19 +173,19 @@ fn make_release(packages: &[Available], apt: &PrivateApt, work: &Path, to: &Path
         if needs.len() > 1 {
             look_in_store(&unpacked, &needs)?;
         }
-        put(to, &paths[number], &needs, |out| nar::write_path(&unpacked, out))?;
+        put_in_cache(to, &paths[number], &needs, |out| nar::write_path(&unpacked, out))?;
         fs::remove_dir_all(&unpacked).doing("removing", &unpacked)?;
     }
     let list = nar::Tree::File(paths.join("\n").into_bytes()).archive();
     let name = TOP.trim_start_matches('-');
-    put(to, &load::made_up_path(&paths.concat(), name), &paths, |out| {
+    put_in_cache(to, &load::made_up_path(&paths.concat(), name), &paths, |out| {
         out.extend_from_slice(&list);
         Ok(())
     })
 }
 
-/// Begins a binary cache.
-fn begin(to: &Path) -> Result<()> {
+/// Begins a binary cache of plain files.
+pub fn begin_cache(to: &Path) -> Result<()> {
     fs::create_dir_all(to.join("nar")).doing("creating", to)?;
     fs::write(to.join("nix-cache-info"), "StoreDir: /nix/store\n").doing("writing", to)
 }
@@ -198,8 +198,13 @@ fn hash_part(path: &str) -> &str {
     base_name(path).get(..HASH).unwrap_or_default()
 }
 
-/// Puts a path into a binary cache.
-fn put(to: &Path, path: &str, needs: &[String], archive: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> Result<()> {
+/// Puts a path into such a cache: its name, what it refers to, and its archive.
+pub fn put_in_cache(
+    to: &Path,
+    path: &str,
+    needs: &[String],
+    archive: impl FnOnce(&mut Vec<u8>) -> Result<()>,
+) -> Result<()> {
     let mut bytes = Vec::new();
     archive(&mut bytes)?;
     let (hash, size) = (nar::hex(&nar::sha256(&bytes)), bytes.len());
@@ -250,7 +255,7 @@ fn bind(file: &Path, needs: &[String]) {
 
 /// Copies a binary cache with every store hash of its paths replaced by another one.
 fn rebuild(from: &Path, to: &Path) -> Result<()> {
-    begin(to)?;
+    begin_cache(to)?;
     let closure = Closure::read(from.to_owned())?;
     let other = |path: &str| load::made_up_path(&format!("rebuilt {path}"), &base_name(path)[HASH + 1..]);
     let others: HashMap<String, String> = closure.paths.iter().map(|(path, _)| (path.clone(), other(path))).collect();
@@ -265,7 +270,7 @@ fn rebuild(from: &Path, to: &Path) -> Result<()> {
             .filter_map(|name| others.get(&format!("/nix/store/{name}")).cloned())
             .collect();
         let archive = from.join(format!("nar/{}.nar", hash_part(old)));
-        put(to, new, &needs, |out| {
+        put_in_cache(to, new, &needs, |out| {
             *out = fs::read(&archive).doing("reading", &archive)?;
             replace(out, &hashes);
             Ok(())
@@ -312,14 +317,14 @@ mod tests {
     fn a_rebuild_has_other_hashes_of_the_same_length() {
         let dir = tempfile::tempdir().unwrap();
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));
-        begin(&from).unwrap();
+        begin_cache(&from).unwrap();
         let (a, b) = (store_path(&package("a", "1:2~3", "a")), load::made_up_path("all", TOP.trim_start_matches('-')));
         let tree = nar::Tree::Directory(vec![
             (b"elsewhere".to_vec(), nar::Tree::Link(format!("{a}/usr").into_bytes())),
             (b"other".to_vec(), nar::Tree::File(b"/nix/store/00000000000000000000000000000000-x".to_vec())),
         ]);
         for (path, needs) in [(&a, vec![]), (&b, vec![a.clone()])] {
-            put(&from, path, &needs, |out| {
+            put_in_cache(&from, path, &needs, |out| {
                 out.extend(tree.archive());
                 Ok(())
             })

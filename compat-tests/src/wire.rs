@@ -35,6 +35,8 @@ pub enum Op {
     NarFromPath = 38,
     /// Add an archive under a path that the client names.
     AddToStoreNar = 39,
+    /// What would be built and fetched.
+    QueryMissing = 40,
 }
 
 /// What the daemon knows about a path, as far as tests look at it.

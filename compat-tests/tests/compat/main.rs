@@ -24,6 +24,7 @@ mod mount;
 mod mount_elsewhere;
 mod moving;
 mod nixos;
+mod pages;
 mod recursive;
 mod remote;
 mod repair;

@@ -3,6 +3,8 @@
 //! Stock's own test of this (`main/repair`) overwrites files of the store, which a mount that is read-only does not let
 //! it; so this is its equivalent.
 
+mod running;
+
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

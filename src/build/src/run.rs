@@ -4,6 +4,7 @@
 //! Whoever started it can end it at any moment through its [`Control`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
@@ -45,6 +46,9 @@ const LOG_PIECE: usize = 64 * 1024;
 /// How long after the helper's end the log is still read. Its processes are gone by then, except when the helper was
 /// killed or told to kill them: then this is the time the kernel has for it.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// So many inputs are looked up while the build is prepared; fewer are not worth a thread.
+const MANY_INPUTS: usize = 64;
 
 /// Systems whose programs run on machines with 64 bits, and expect not to notice.
 const PLATFORMS_32: [&[u8]; 4] = [b"i686-linux", b"armv7l-linux", b"armv6l-linux", b"armv5tel-linux"];
@@ -139,6 +143,8 @@ impl Job {
             return Err(Failure::misc(format!("path '{missing}', an input of '{}', is not valid", self.name())));
         }
 
+        self.look_up_ahead(&closure);
+
         let attributes = Attributes::new(&self.drv).map_err(|e| Failure::attributes(&self.name(), &e))?;
         let identity = self.user.identity();
         let no_room =
@@ -202,6 +208,18 @@ impl Job {
 
     pub(crate) fn name(&self) -> String {
         self.store.store_dir().display(&self.drv_path)
+    }
+
+    /// Has the kernel look up the inputs in the mount while the build is prepared: the sandbox binds each of them, and a
+    /// name that nobody has asked for takes a question to the daemon.
+    fn look_up_ahead(&self, closure: &BTreeSet<StorePath>) {
+        if closure.len() < MANY_INPUTS {
+            return;
+        }
+        let paths: Vec<PathBuf> = closure.iter().map(|path| self.config.store_mount.join(path.base_name())).collect();
+        let look = move || paths.iter().for_each(|path| drop(fs::symlink_metadata(path)));
+        // Without a thread for it the sandbox asks itself.
+        let _ = std::thread::Builder::new().name("inputs".into()).spawn(look);
     }
 
     /// Makes the socket of a build that asks for one.

@@ -21,6 +21,8 @@ use crate::objects::{Core, Entry, ObjectError, ObjectKey, ObjectKind, ObjectStor
 use crate::pack::{PackError, Packs, Place};
 use crate::parallel;
 
+mod lost;
+
 /// Objects whose places are in memory at a time: 64 bytes each.
 const SLICE: u64 = 1 << 20;
 /// Threads that read and hash, at most.
@@ -74,6 +76,8 @@ pub struct Checked {
     pub bytes: u64,
     /// Objects that are damaged.
     pub damaged: Vec<DamagedObject>,
+    /// Files of packs that were deleted or cut short. What they had may still be readable, as long as they are open.
+    pub files: Vec<PackError>,
     /// Packs whose header is damaged: nothing in them can be read before it is restored.
     pub headers: Vec<u32>,
     /// Keys of the table of objects that name none.
@@ -100,7 +104,9 @@ impl ObjectStore {
         let core = &*self.core;
         let mut checked = Checked::default();
         for number in core.packs.numbers() {
-            if matches!(core.packs.check_header(number), Err(PackError::Header(_))) {
+            if let Err(error @ (PackError::Deleted(_) | PackError::Cut { .. })) = core.packs.check_file(number) {
+                checked.files.push(error);
+            } else if matches!(core.packs.check_header(number), Err(PackError::Header(_))) {
                 checked.headers.push(number);
             }
         }

@@ -9,6 +9,7 @@ mod block;
 mod error;
 mod floor;
 mod form;
+mod lost;
 mod scan;
 mod walk;
 
@@ -30,6 +31,7 @@ pub(crate) use block::{BlockBuilder, EncodedBlock, Head, MAX_RAW, Row};
 pub use error::PackError;
 use error::at;
 pub(crate) use form::Form;
+use lost::LostParts;
 pub(crate) use scan::{Scanned, list, scan};
 
 /// The version of the pack format this code reads and writes.
@@ -108,6 +110,7 @@ pub(crate) struct Packs {
     created: AtomicBool,
     /// Locked while the note beside the packs is written.
     noted: Mutex<Noted>,
+    lost: LostParts,
 }
 
 /// What the note beside the packs may say.
@@ -126,6 +129,13 @@ struct Appender {
     /// Packs with appended bytes that are not yet durable, with their files.
     unsynced: HashMap<u32, OpenPack>,
     next: u32,
+}
+
+impl Appender {
+    fn file_of(&self, number: u32) -> Option<Arc<File>> {
+        let mut all = self.open.values().chain(self.unsynced.values());
+        all.find(|open| open.pack.number == number).map(|open| Arc::clone(&open.file))
+    }
 }
 
 /// What [`Packs::open`] did to bring the files in line with the index.
@@ -154,6 +164,9 @@ impl Packs {
         let mut newest = None;
         for entry in std::fs::read_dir(&dir).map_err(at("listing", &dir))? {
             let path = entry.map_err(at("listing", &dir))?.path();
+            if path.extension().is_some_and(|extension| extension == lost::COPY) {
+                std::fs::remove_file(&path).map_err(at("deleting", &path))?;
+            }
             let Some(number) = number_of(&path) else { continue };
             newest = newest.max(Some(number));
             if !committed.contains_key(&number) && floor.contains_key(&number) {
@@ -223,6 +236,7 @@ impl Packs {
                 recorded: committed.iter().map(|(n, l)| (*n, *l)).collect(),
                 ..Noted::default()
             }),
+            lost: LostParts::default(),
         };
         Ok((packs, recovery))
     }
@@ -277,6 +291,14 @@ impl Packs {
         block::decode(bytes, place.offset).map_err(|source| place.damaged(source))
     }
 
+    /// The first `wanted` bytes of the block at `place`, **of which nothing is verified**, if they can be had for less
+    /// than the whole.
+    pub(crate) fn read_start(&self, place: Place, wanted: usize) -> Option<Bytes> {
+        let length = block::likely_enough(wanted).min(place.length as usize);
+        let begun = self.read_stored(Place { length: length as u32, ..place }).ok()?;
+        block::decode_start(&begun, wanted)
+    }
+
     /// The objects of the block at `place` and their contents one after the other, verified.
     pub(crate) fn read_with_table(&self, place: Place) -> Result<(Vec<Row>, Bytes), PackError> {
         let bytes = self.read_stored(place)?;
@@ -304,7 +326,12 @@ impl Packs {
         let file = self.file(&pack)?;
         let mut bytes = vec![0; place.length as usize];
         file.read_exact_at(&mut bytes, place.offset).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => damaged(BlockError::Short),
+            io::ErrorKind::UnexpectedEof => {
+                if let Ok(metadata) = file.metadata() {
+                    self.note_lost(pack.number, metadata.len());
+                }
+                damaged(BlockError::Short)
+            }
             _ => at("reading", &pack.path)(error),
         })?;
         Ok(bytes)
@@ -443,18 +470,31 @@ impl Packs {
 
     fn file(&self, pack: &Pack) -> Result<Arc<File>, PackError> {
         let file = self.files.get_or_insert_with(&pack.number, || {
-            let file = File::open(&pack.path).map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => PackError::Gone(pack.number),
-                _ => at("opening", &pack.path)(error),
-            })?;
+            let file = match File::open(&pack.path) {
+                Ok(file) => Arc::new(file),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => self.unlinked(pack)?,
+                Err(error) => return Err(at("opening", &pack.path)(error)),
+            };
             check_header(&file, pack.number, &pack.path)?;
-            Ok(Arc::new(file))
+            Ok(file)
         })?;
         // Deleted since it was looked up: kept here, the file would keep its space.
         if !self.packs.read().contains_key(&pack.number) {
             self.files.remove(&pack.number);
         }
         Ok(file)
+    }
+
+    /// The file of a pack that has no name any more, if it is open somewhere.
+    fn unlinked(&self, pack: &Pack) -> Result<Arc<File>, PackError> {
+        if !self.packs.read().contains_key(&pack.number) {
+            return Err(PackError::Gone(pack.number));
+        }
+        if let Some(file) = self.appended(pack.number) {
+            return Ok(file);
+        }
+        self.note_lost(pack.number, 0);
+        Err(PackError::Deleted(pack.path.clone()))
     }
 
     /// How many packs there are, and the bytes in them.
@@ -509,10 +549,17 @@ impl Packs {
     pub(crate) fn unlink(&self, number: u32) -> Result<Option<u64>, PackError> {
         let Some(pack) = self.packs.write().remove(&number) else { return Ok(None) };
         self.files.remove(&number);
+        self.lost.forget(number);
         self.open.lock().unsynced.remove(&number);
-        let length = std::fs::metadata(&pack.path).map_err(at("looking at", &pack.path))?.len();
-        std::fs::remove_file(&pack.path).map_err(at("deleting", &pack.path))?;
-        Ok(Some(length))
+        let deleted = std::fs::metadata(&pack.path).and_then(|metadata| {
+            std::fs::remove_file(&pack.path)?;
+            Ok(metadata.len())
+        });
+        match deleted {
+            // Somebody else was faster.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(0)),
+            other => other.map(Some).map_err(at("deleting", &pack.path)),
+        }
     }
 
     /// The table of committed lengths.
@@ -530,7 +577,9 @@ impl DataFiles for Packs {
     fn make_durable(&self) -> io::Result<Vec<DataRow>> {
         // Lengths are taken before the sync: what is appended during it belongs to the next one.
         let unsynced: Vec<(OpenPack, u64)> = {
-            let unsynced = std::mem::take(&mut self.open.lock().unsynced);
+            let mut appender = self.open.lock();
+            self.put_back_unsynced(&mut appender).map_err(io::Error::other)?;
+            let unsynced = std::mem::take(&mut appender.unsynced);
             let with_length = |open: OpenPack| {
                 let written = open.pack.written.load(Ordering::Acquire);
                 (open, written)

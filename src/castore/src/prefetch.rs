@@ -54,8 +54,8 @@ struct Streams {
 }
 
 impl Streams {
-    /// Notes that a reader takes the block at `place`. Answers what is to be decoded next.
-    fn advance(&mut self, place: Place) -> Option<Job> {
+    /// Notes that a reader takes the block at `place`. Answers whether it reads in order, and what is to be decoded next.
+    fn advance(&mut self, place: Place) -> (bool, Option<Job>) {
         self.count += 1;
         let end = place.offset + u64::from(place.length);
         let followed =
@@ -66,20 +66,20 @@ impl Streams {
             {
                 *oldest = Stream { pack: place.pack, next: end, scheduled: end, used: self.count, running: false };
             }
-            return None;
+            return (false, None);
         };
         stream.used = self.count;
         if stream.next == end {
             // Another object of the block it is at.
-            return None;
+            return (true, None);
         }
         stream.next = end;
         stream.scheduled = stream.scheduled.max(end);
         if stream.running || stream.scheduled >= end + AHEAD {
-            return None;
+            return (true, None);
         }
         stream.running = true;
-        Some(Job { pack: stream.pack, offset: stream.scheduled })
+        (true, Some(Job { pack: stream.pack, offset: stream.scheduled }))
     }
 
     /// Notes that the block of `job` ends at `end`, or that there is none. Answers what is to be decoded after it.
@@ -137,12 +137,14 @@ impl Prefetcher {
         Prefetcher { shared, threads }
     }
 
-    /// Notes that a reader takes the block at `place`.
-    pub(crate) fn note(&self, place: Place) {
-        let next = self.shared.streams.lock().advance(place);
+    /// Notes that a reader takes the block at `place`. Answers whether it reads in order: it will want what stands behind
+    /// that too.
+    pub(crate) fn note(&self, place: Place) -> bool {
+        let (in_order, next) = self.shared.streams.lock().advance(place);
         if let Some(job) = next.filter(|_| !self.threads.is_empty()) {
             self.shared.start(job);
         }
+        in_order
     }
 }
 
@@ -205,15 +207,16 @@ mod tests {
     #[test]
     fn a_reader_in_order_is_kept_ahead_of() {
         let mut streams = Streams::default();
-        assert!(streams.advance(block(1, 0)).is_none(), "one block is no order");
+        assert!(matches!(streams.advance(block(1, 0)), (false, None)), "one block is no order");
         // A block has many objects.
-        assert!(streams.advance(block(1, 0)).is_none());
-        let job = streams.advance(block(1, 1));
+        assert!(matches!(streams.advance(block(1, 0)), (true, None)));
+        let (in_order, job) = streams.advance(block(1, 1));
+        assert!(in_order);
         let decoded = run(&mut streams, job);
         let ahead = AHEAD.div_ceil(u64::from(LENGTH));
         assert_eq!(decoded, (2..2 + ahead).map(|number| block(1, number).offset).collect::<Vec<_>>());
         for number in 2..100 {
-            let job = streams.advance(block(1, number));
+            let (_, job) = streams.advance(block(1, number));
             assert_eq!(run(&mut streams, job), [block(1, number + ahead).offset]);
         }
     }
@@ -222,7 +225,7 @@ mod tests {
     fn who_jumps_about_is_left_alone() {
         let mut streams = Streams::default();
         for number in [9, 4, 20, 2, 31, 7, 25] {
-            assert!(streams.advance(block(1, number)).is_none());
+            assert!(matches!(streams.advance(block(1, number)), (false, None)));
         }
     }
 
@@ -231,14 +234,14 @@ mod tests {
         let mut streams = Streams::default();
         for number in 0..3 {
             for pack in 0..STREAMS as u32 {
-                let job = streams.advance(block(pack, number));
+                let (_, job) = streams.advance(block(pack, number));
                 assert_eq!(job.is_some(), number > 0, "block {number} of pack {pack}");
                 run(&mut streams, job);
             }
         }
         for number in 3..6 {
             for pack in 0..2 * STREAMS as u32 {
-                let job = streams.advance(block(pack, number));
+                let (_, job) = streams.advance(block(pack, number));
                 run(&mut streams, job);
             }
         }
@@ -249,9 +252,9 @@ mod tests {
     fn nothing_is_behind_the_last_block() {
         let mut streams = Streams::default();
         streams.advance(block(1, 0));
-        let job = streams.advance(block(1, 1)).unwrap();
+        let job = streams.advance(block(1, 1)).1.unwrap();
         assert!(streams.scheduled(job, None).is_none());
-        assert!(streams.advance(block(1, 2)).is_none());
+        assert!(streams.advance(block(1, 2)).1.is_none());
         assert!(streams.all.iter().all(|stream| !stream.running));
     }
 
@@ -259,9 +262,9 @@ mod tests {
     fn a_job_that_found_no_room_is_tried_again_later() {
         let mut streams = Streams::default();
         streams.advance(block(1, 0));
-        let job = streams.advance(block(1, 1)).unwrap();
+        let job = streams.advance(block(1, 1)).1.unwrap();
         streams.dropped(job);
-        let again = streams.advance(block(1, 2)).unwrap();
+        let again = streams.advance(block(1, 2)).1.unwrap();
         assert_eq!(again.offset, block(1, 3).offset);
     }
 }

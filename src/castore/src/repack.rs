@@ -188,7 +188,7 @@ impl Core {
                 Ok(ControlFlow::Continue(())) => {}
                 Ok(ControlFlow::Break(())) => return Ok(done),
                 Err(ObjectError::Pack(PackError::Gone(gone))) if gone == pack => {}
-                Err(ObjectError::Pack(error @ PackError::Block { .. })) => {
+                Err(ObjectError::Pack(error @ (PackError::Block { .. } | PackError::Deleted(_)))) => {
                     tracing::error!(error = &error as &dyn std::error::Error, "a damaged pack is left as it is");
                     done.damaged_packs += 1;
                 }

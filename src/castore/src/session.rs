@@ -9,6 +9,8 @@ use crate::{Digest, Directory, Error};
 
 /// Bytes of a large blob in memory at a time. Much larger than a chunk, so that few bytes are moved to the front.
 const WINDOW: usize = 1024 * 1024;
+/// Most files are shorter. An import of one such file does without the memory for a longer one, and without clearing it.
+const SMALL: usize = 8 * 1024;
 /// Bytes of new contents after which it is looked whether the disk still has room.
 const ROOM_STEP: u64 = 1 << 20;
 
@@ -68,10 +70,13 @@ impl Session {
     }
 
     fn put_through(&mut self, window: &mut Vec<u8>, from: &mut dyn Read) -> Result<(Digest, u64), Error> {
-        grow(window, WHOLE + 1);
-        let mut filled = fill(&mut window[..WHOLE + 1], from)?;
-        if filled <= WHOLE {
-            return self.put_whole(&window[..filled]);
+        let mut filled = 0;
+        for most in [SMALL, WHOLE] {
+            grow(window, most + 1);
+            filled += fill(&mut window[filled..most + 1], from)?;
+            if filled <= most {
+                return self.put_whole(&window[..filled]);
+            }
         }
         // An import of small files, of which there can be many at a time, never comes here.
         grow(window, WINDOW);

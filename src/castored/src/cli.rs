@@ -91,8 +91,8 @@ pub(crate) struct DaemonArgs {
     record: Option<PathBuf>,
     /// Have this castored take the place of the one that runs: it ends in order, this one goes on with the same arguments,
     /// and neither the mount nor those who connect meanwhile notice. (Under systemd without a keeper, `systemctl restart
-    /// castored` does that.)
-    #[arg(long)]
+    /// castored` does that.) Other arguments take effect when castored is stopped and started, so they are refused here.
+    #[arg(long, conflicts_with_all = ["grpc_listen", "http", "http_push_token_file", "option", "memory_budget", "record"])]
     replace: bool,
     /// Serve from this very process. Otherwise it only keeps the mount and the sockets, for a process of its own that serves
     /// and is started again when it dies.
@@ -153,9 +153,9 @@ impl Cli {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let locations = self.place.locations()?;
         match self.command {
-            Command::Daemon(DaemonArgs { replace: true, option, .. }) => {
+            Command::Daemon(DaemonArgs { replace: true, .. }) => {
                 // What it would fail at is better said here.
-                let settings = daemon::settings(&locations, &pairs(&option))?;
+                let settings = daemon::settings(&locations, &[])?;
                 Budget::new(::daemon::memory_budget(&settings)?)?;
                 kept::replace(&locations)
             }

@@ -81,6 +81,10 @@ pub(crate) struct ClosureSizes {
     pub(crate) shared_bytes: u64,
 }
 
+fn packs(count: u64) -> String {
+    format!("{count} {}", if count == 1 { "pack" } else { "packs" })
+}
+
 impl PathSizes {
     fn of(store: &Store, cost: &PathCost) -> Self {
         Self {
@@ -135,15 +139,16 @@ impl Stats {
         line("chunks once", self.unique_bytes);
         line("on disk", self.stored_bytes);
         let share = self.unique_bytes as f64 / self.held_bytes.max(1) as f64 * 100.0;
-        println!("objects        {:>12}  in {} packs, of which {share:.1} % is alive", self.objects, self.packs);
+        let count = packs(self.packs);
+        println!("objects        {:>12}  in {count}, of which {share:.1} % is alive", self.objects);
         if let Some(sweep) = &self.last_sweep {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
             println!(
-                "last sweep     {:>12}  {} ago, gave back {} in {} packs",
+                "last sweep     {:>12}  {} ago, gave back {} in {}",
                 format!("{} gone", sweep.removed_objects),
                 HumanDuration(Duration::from_secs(now.saturating_sub(sweep.at))),
                 HumanBytes(sweep.freed_bytes.saturating_sub(sweep.rewritten_bytes)),
-                sweep.deleted_packs,
+                packs(sweep.deleted_packs),
             );
         }
     }

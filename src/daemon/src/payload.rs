@@ -8,6 +8,7 @@
 //! begins there.
 
 use std::io::{self, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::{Buf, Bytes, BytesMut};
 use nix_compat::nar::{NarEvent, NarReader};
@@ -25,6 +26,8 @@ use crate::streams::Running;
 const PIECE: usize = 256 * 1024;
 /// Pieces that may wait for the worker.
 const WAITING_PIECES: usize = 4;
+/// A payload of at most so many bytes is worked on where it was received: a derivation, or another short text.
+const IN_PLACE: usize = 16 * 1024;
 /// Bytes asked for at a time from clients that have to be asked.
 const ASKED: u64 = 128 * 1024;
 
@@ -125,6 +128,12 @@ async fn whole<T: Send + 'static>(
     data: Bytes,
     work: impl FnOnce(&mut PayloadReader) -> Result<T, OpError> + Send + 'static,
 ) -> Result<T, OpError> {
+    if data.len() <= IN_PLACE {
+        // Two changes of threads cost as much as the work; the runtime's other tasks move to another thread meanwhile.
+        let work = || outcome(PayloadReader::whole(data), work);
+        let done = tokio::task::block_in_place(|| catch_unwind(AssertUnwindSafe(work)));
+        return ended(done.map_err(|_| "it panicked")).0;
+    }
     ended(tokio::task::spawn_blocking(move || outcome(PayloadReader::whole(data), work)).await).0
 }
 

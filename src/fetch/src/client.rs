@@ -18,6 +18,7 @@ use url::Url;
 
 use crate::download::Download;
 use crate::error::{DownloadError, Trouble, UploadError};
+use crate::forward::ForwardProxy;
 use crate::netrc::{Login, login};
 use crate::proxy::proxy_for;
 use crate::s3::SignedBucket;
@@ -34,6 +35,14 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(120);
 /// A server that asks for a longer one is asked again all the same: who waits may have other places to look.
 const LONGEST_ASKED: Duration = Duration::from_secs(30);
+/// Connections to one server that are kept for the next request: more than are asked at once, since a new one costs round
+/// trips.
+const KEPT_CONNECTIONS: usize = 128;
+/// The same for all servers behind one proxy, or behind none.
+const ALL_KEPT_CONNECTIONS: usize = 2 * KEPT_CONNECTIONS;
+/// Bytes of what each connection has for what comes, and for what is sent: a request, or a piece of a file.
+const INPUT_BUFFER: usize = 64 * 1024;
+const OUTPUT_BUFFER: usize = 16 * 1024;
 /// Some servers treat browsers and download tools differently, so that this begins as stock's does.
 const USER_AGENT: &str = concat!("curl/8 castored/", env!("CARGO_PKG_VERSION"));
 
@@ -82,12 +91,15 @@ pub enum Retry {
     IfReached,
 }
 
+/// A proxy, and whether it forwards requests: else it is a tunnel.
+type Way = (Option<String>, bool);
+
 /// Downloads as the settings say.
 pub struct Client {
     settings: Arc<Download>,
     tls: TlsConfig,
-    /// One for each proxy that was needed: each has connections that are used again.
-    agents: Mutex<Vec<(Option<String>, Agent)>>,
+    /// One for each proxy that was needed, as a tunnel or to forward requests: each has connections that are used again.
+    agents: Mutex<Vec<(Way, Agent)>>,
     /// Requests to it are signed.
     bucket: Option<SignedBucket>,
 }
@@ -219,8 +231,9 @@ impl Client {
         if !matches!(url.scheme(), "http" | "https") {
             return Err(Trouble::Scheme(url.scheme().to_owned()));
         }
-        let agent = self.agent(proxy_for(url, &self.settings.proxies))?;
+        let (agent, proxy) = self.agent(url)?;
         let request = self.authorized(url, agent.put(bare(url).as_str())).header(header::CONTENT_TYPE, content_type);
+        let request = at_proxy(proxy.as_ref(), request);
         let mut response = match body {
             Upload::Text(text) => request.send(*text)?,
             Upload::File(file) => {
@@ -263,13 +276,14 @@ impl Client {
     }
 
     fn request_once(&self, url: &Url, state: &State) -> Result<Response<Body>, Trouble> {
-        let agent = self.agent(proxy_for(url, &self.settings.proxies))?;
+        let (agent, proxy) = self.agent(url)?;
         let signed = self.bucket.as_ref().and_then(|bucket| bucket.sign(url));
         // The signature says who asks; a server refuses to be told twice.
         let mut request = match &signed {
             Some(signed) => agent.get(signed.as_str()),
             None => self.authorized(url, agent.get(bare(url).as_str())),
         };
+        request = at_proxy(proxy.as_ref(), request);
         if state.length > 0 {
             request = request.header(header::RANGE, format!("bytes={}-", state.length));
             if let Some(tag) = &state.tag {
@@ -281,18 +295,23 @@ impl Client {
 
     fn authorized<B>(&self, url: &Url, request: RequestBuilder<B>) -> RequestBuilder<B> {
         let Some(Login { user, password }) = self.login(url) else { return request };
-        let token = BASE64.encode(format!("{user}:{password}").as_bytes());
-        request.header(header::AUTHORIZATION, format!("Basic {token}"))
+        request.header(header::AUTHORIZATION, basic(&user, &password))
     }
 
-    fn agent(&self, proxy_url: Option<&str>) -> Result<Agent, Trouble> {
+    /// Who asks for a URL, and the proxy that is asked in place of its server.
+    fn agent(&self, url: &Url) -> Result<(Agent, Option<ForwardProxy>), Trouble> {
+        let proxy_url = proxy_for(url, &self.settings.proxies);
+        let forward = proxy_url
+            .and_then(|proxy| ForwardProxy::of(proxy, url, |user, password| basic(&decoded(user), &decoded(password))));
+        let key = (proxy_url.map(str::to_owned), forward.is_some());
         let mut agents = self.agents.lock();
-        if let Some((_, agent)) = agents.iter().find(|(known, _)| known.as_deref() == proxy_url) {
-            return Ok(agent.clone());
+        if let Some((_, agent)) = agents.iter().find(|(known, _)| *known == key) {
+            return Ok((agent.clone(), forward));
         }
         let limit = |seconds: u64| (seconds != 0).then(|| Duration::from_secs(seconds));
         let user_agent = [USER_AGENT, &self.settings.user_agent_suffix].join(" ");
-        let agent: Agent = Agent::config_builder()
+        let tunnel = proxy_url.filter(|_| forward.is_none());
+        let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .user_agent(user_agent.trim_end())
@@ -300,12 +319,16 @@ impl Client {
             .timeout_connect(limit(self.settings.connect_timeout))
             .timeout_per_read(limit(self.settings.stalled_timeout))
             .timeout_per_write(limit(self.settings.stalled_timeout))
+            .max_idle_connections(ALL_KEPT_CONNECTIONS)
+            .max_idle_connections_per_host(KEPT_CONNECTIONS)
+            .input_buffer_size(INPUT_BUFFER)
+            .output_buffer_size(OUTPUT_BUFFER)
             .tls_config(self.tls.clone())
-            .proxy(proxy_url.map(proxy).transpose()?)
-            .build()
-            .into();
-        agents.push((proxy_url.map(str::to_owned), agent.clone()));
-        Ok(agent)
+            .proxy(tunnel.map(proxy).transpose()?)
+            .build();
+        let agent = forward.as_ref().map_or_else(|| config.new_agent(), |proxy| proxy.agent(config.clone()));
+        agents.push((key, agent.clone()));
+        Ok((agent, forward))
     }
 
     /// From the URL itself, else from the netrc file.
@@ -314,6 +337,18 @@ impl Client {
             return login(&self.settings.netrc, url.host_str()?);
         }
         Some(Login { user: decoded(url.username()), password: decoded(url.password().unwrap_or_default()) })
+    }
+}
+
+/// Who asks, as it stands in a header.
+fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", BASE64.encode(format!("{user}:{password}").as_bytes()))
+}
+
+fn at_proxy<B>(proxy: Option<&ForwardProxy>, request: RequestBuilder<B>) -> RequestBuilder<B> {
+    match proxy.and_then(|proxy| proxy.authorization.as_ref()) {
+        Some(authorization) => request.header(header::PROXY_AUTHORIZATION, authorization),
+        None => request,
     }
 }
 

@@ -49,6 +49,11 @@ impl DownloadOptions {
             user_agent_suffix: settings.other.get("user-agent-suffix").cloned().unwrap_or_default(),
         }
     }
+
+    /// The files of passwords and of certificates.
+    pub fn secrets(&self) -> (&Path, &Path) {
+        (&self.netrc_file, &self.ssl_cert_file)
+    }
 }
 
 /// All that a download depends on beside its URL.

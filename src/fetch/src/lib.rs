@@ -6,6 +6,7 @@
 mod client;
 mod download;
 mod error;
+mod forward;
 mod netrc;
 mod proxy;
 mod s3;

@@ -17,7 +17,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::backoff::Limits;
+use crate::backoff::{Deaths, Limits};
 use crate::channel::{Message, receive};
 use crate::manager::{CHANNEL, notify_socket};
 use crate::replace::DONE;
@@ -97,7 +97,8 @@ pub struct Keeper {
 struct Server {
     pid: Pid,
     channel: OwnedFd,
-    ready: bool,
+    /// Since when it has been ready.
+    ready: Option<Instant>,
     /// It has closed its end of the channel, most likely because it is about to end.
     silent: bool,
     /// When it is killed unless it has ended by then.
@@ -139,9 +140,9 @@ impl Keeper {
     /// # Errors
     /// [`KeeperError`]: no server runs any more.
     pub fn run(mut self) -> Result<End, KeeperError> {
-        let mut failures = 0;
+        let mut deaths = Deaths::default();
         loop {
-            let (status, ready) = self.serve()?;
+            let (status, served) = self.serve()?;
             let code = exit_code(status);
             let held = orphans::kill_all(&self.spared);
             if !held.is_empty() {
@@ -152,12 +153,13 @@ impl Keeper {
                 self.answer("the daemon has ended");
                 return Ok(self.end(code));
             }
-            failures = if ready { 0 } else { failures + 1 };
-            if self.switch(ready) {
-                failures = 0;
+            deaths.note(served, &self.config.limits);
+            if self.switch(served.is_some()) {
+                deaths = Deaths::default();
                 continue;
             }
-            let Some(rest) = self.config.limits.rest(failures) else {
+            let Deaths { failures, in_service } = deaths;
+            let Some(rest) = deaths.rest(&self.config.limits) else {
                 tracing::error!(failures, ?status, "the server ends again and again before it is ready: giving up");
                 self.answer("the daemon cannot be started any more");
                 return Ok(self.end(code.max(1)));
@@ -165,6 +167,7 @@ impl Keeper {
             tracing::warn!(
                 ?status,
                 failures,
+                in_service,
                 ?rest,
                 "the server has died and is started again; the mount waits for it"
             );
@@ -203,8 +206,8 @@ impl Keeper {
         }
     }
 
-    /// Runs one server to its end: how it ended, and whether it had been ready.
-    fn serve(&mut self) -> Result<(WaitStatus, bool), KeeperError> {
+    /// Runs one server to its end: how it ended, and how long it had been ready, if it was at all.
+    fn serve(&mut self) -> Result<(WaitStatus, Option<Duration>), KeeperError> {
         let (channel, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
             .map_err(failed("make a socket pair"))?;
         let mut descriptors: Vec<(&str, BorrowedFd<'_>)> = vec![(CHANNEL, theirs.as_fd())];
@@ -213,7 +216,7 @@ impl Keeper {
         let pid = spawn::spawn(self.config.program.as_fd(), &self.config.arguments, &descriptors)
             .map_err(failed("start a process"))?;
         drop(theirs);
-        let mut server = Server { pid, channel, ready: false, silent: false, until: None };
+        let mut server = Server { pid, channel, ready: None, silent: false, until: None };
         if self.stopping {
             self.ask_to_end(&mut server, Signal::SIGTERM);
         }
@@ -242,7 +245,7 @@ impl Keeper {
             if signalled && let Some(status) = self.take_signals(Some(&mut server)) {
                 // What it said before it died.
                 self.listen(&mut server);
-                return Ok((status, server.ready));
+                return Ok((status, server.ready.map(|since| since.elapsed())));
             }
         }
     }
@@ -345,7 +348,7 @@ impl Keeper {
 
     /// A server is ready.
     fn welcome(&mut self, server: &mut Server) {
-        server.ready = true;
+        server.ready = Some(Instant::now());
         self.previous = None;
         self.answer(DONE);
         if std::mem::replace(&mut self.served, true) {
@@ -376,7 +379,7 @@ impl Keeper {
         let Some(program) = message.and_then(|(_, mut descriptors)| descriptors.pop()) else { return };
         let mut stream = stream;
         let _ = stream.set_write_timeout(Some(PATIENCE));
-        if self.asker.is_some() || self.stopping || !server.ready {
+        if self.asker.is_some() || self.stopping || server.ready.is_none() {
             let _ = writeln!(stream, "the daemon is starting or ending at this moment; try again");
             return;
         }

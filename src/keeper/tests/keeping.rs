@@ -20,9 +20,16 @@ use nix::unistd::{Pid, getpid};
 const SCRIPT: &str = "KEEPER_TEST_SCRIPT";
 const DIRECTORY: &str = "KEEPER_TEST_DIRECTORY";
 
-const TESTS: [(&str, fn()); 9] = [
+/// The longest rest after a death in service: short, that the tests are.
+const LONGEST_IN_SERVICE: Duration = Duration::from_millis(80);
+
+const TESTS: [(&str, fn()); 10] = [
     ("a_dead_servers_successor_goes_on_with_what_was_kept", a_dead_servers_successor_goes_on_with_what_was_kept),
     ("what_never_gets_ready_is_given_up", what_never_gets_ready_is_given_up),
+    (
+        "what_dies_in_service_again_and_again_is_started_ever_slower",
+        what_dies_in_service_again_and_again_is_started_ever_slower,
+    ),
     ("what_fails_before_anything_is_kept_has_failed", what_fails_before_anything_is_kept_has_failed),
     ("what_a_dead_server_had_started_dies", what_a_dead_server_had_started_dies),
     ("a_signal_ends_both_and_the_servers_code_is_passed_on", a_signal_ends_both_and_the_servers_code_is_passed_on),
@@ -95,7 +102,13 @@ fn keeper_part() {
         arguments: image::arguments(["server".into()].into_iter()),
         given: vec![("given".to_owned(), File::open("/dev/null").unwrap().into())],
         control: dir.join("control"),
-        limits: Limits { failures: 4, farewell: Duration::from_secs(2), ..Limits::default() },
+        limits: Limits {
+            failures: 4,
+            farewell: Duration::from_secs(2),
+            free_deaths: 3,
+            longest_in_service: LONGEST_IN_SERVICE,
+            ..Limits::default()
+        },
         release: |_, _| {},
     };
     let end = Keeper::new(config).unwrap().run().unwrap();
@@ -194,6 +207,15 @@ fn what_never_gets_ready_is_given_up() {
     assert_eq!(status.code(), Some(3));
     assert_eq!(events.len(), 5, "{events:?}");
     assert_eq!(events[4], "keeper ends with 3, keeping [\"file\"]");
+}
+
+/// Nineteen deaths right after it was ready: three of them free, then 10, 20, 40 ms, and the longest rest for the others.
+fn what_dies_in_service_again_and_again_is_started_ever_slower() {
+    let start = Instant::now();
+    let (status, _) = run("dies and goes on");
+    assert_eq!(status.code(), Some(7));
+    let least = Duration::from_millis(10 + 20 + 40) + LONGEST_IN_SERVICE * (19 - 3 - 3);
+    assert!(start.elapsed() >= least, "{:?} is less than the rests, {least:?}", start.elapsed());
 }
 
 fn what_fails_before_anything_is_kept_has_failed() {

@@ -50,11 +50,14 @@ pub struct Ahead {
     attempts: u64,
 }
 
+/// Waits for an answer as long as the given function says that somebody wants it.
+type Wait<T> = Box<dyn FnOnce(&dyn Fn() -> bool) -> Result<T, ClientError> + Send>;
+
 /// An answer on its way. Dropped, it is not waited for any more, and the call ends.
 pub struct Coming<T> {
     /// The call that is made in the background.
     call: AbortHandle,
-    wait: Box<dyn FnOnce(&dyn Fn() -> bool) -> Result<T, ClientError> + Send>,
+    wait: Wait<T>,
 }
 
 impl<T> Coming<T> {

@@ -86,6 +86,8 @@ pub struct Report {
     pub bytes: u64,
     /// Paths that were checked.
     pub paths: u64,
+    /// What became of the files of packs, a sentence each: some were deleted or cut short.
+    pub files: Vec<String>,
     /// Packs whose headers are damaged.
     pub headers: Vec<u32>,
     /// Objects that are damaged and in use. Others are garbage, which a collection removes.
@@ -103,7 +105,8 @@ pub struct Report {
 impl Report {
     /// Whether nothing was found.
     pub fn is_sound(&self) -> bool {
-        self.headers.is_empty()
+        self.files.is_empty()
+            && self.headers.is_empty()
             && self.damaged.is_empty()
             && self.miscounted.is_empty()
             && self.tables.is_empty()
@@ -116,7 +119,13 @@ impl Report {
         let damaged = self.damaged.iter().map(|object| format!("{}: {}", object.key, causes(&object.damage)));
         let counts =
             self.miscounted.iter().map(|pack| format!("what is alive in pack {pack:08x} is not what the index counts"));
-        headers.chain(damaged).chain(counts).chain(self.tables.iter().map(|problem| problem.message.clone()))
+        self.files
+            .iter()
+            .cloned()
+            .chain(headers)
+            .chain(damaged)
+            .chain(counts)
+            .chain(self.tables.iter().map(|problem| problem.message.clone()))
     }
 }
 
@@ -138,6 +147,7 @@ impl Store {
         let checked = self.engine.objects().check(&advance).map_err(castore::Error::from)?;
         (report.objects, report.bytes) = (checked.objects, checked.bytes);
         (report.headers, report.damaged, report.miscounted) = (checked.headers, checked.damaged, checked.miscounted);
+        report.files = checked.files.iter().map(|file| causes(file)).collect();
         for pack in checked.unknown {
             let pack = pack.display();
             let message = format!("the index has forgotten '{pack}'; `castored fsck --rebuild-index` makes it anew");

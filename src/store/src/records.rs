@@ -112,6 +112,13 @@ impl RecordWriter {
         self.put(&encode_path(row))
     }
 
+    /// The same of a path that was not valid before. Its number makes it unlike any that is here, so none is looked for.
+    pub(crate) fn new_path(&mut self, row: &[u8]) -> Result<()> {
+        let record = encode_path(row);
+        self.writer.put_new(key(&record), &record).map_err(castore::Error::from)?;
+        Ok(())
+    }
+
     /// The record of a row of the table of realisations.
     pub(crate) fn realisation(&mut self, key: &[u8], row: &[u8]) -> Result<()> {
         self.put(&encode_realisation(key, row))
@@ -205,7 +212,7 @@ impl Store {
 
     /// Writes down which numbers are in use. Only what was durably deleted is missing from it, since it would be missing
     /// for ever.
-    fn write_checkpoint(&self) -> Result<()> {
+    pub(crate) fn write_checkpoint(&self) -> Result<()> {
         let limit = self.changing.lock().next();
         let mut checkpoint =
             Checkpoint { limit, store_dir: self.store_dir().as_str().to_owned(), ..Default::default() };

@@ -117,9 +117,15 @@ impl Store {
             let mut batch = Batch::default();
             let mut records = RecordWriter::new(self);
             for new in &paths {
+                let known = events.len();
                 let entry = self.add_to_batch(new.clone(), &offered, &mut numbers, &mut batch, &mut events)?;
                 let row = entry.encode();
-                records.path(&row)?;
+                // What is new is announced.
+                if events.len() > known {
+                    records.new_path(&row)?
+                } else {
+                    records.path(&row)?
+                }
                 batch.put(self.tables.paths, &entry.info.path.digest(), row);
             }
             for (drv_path, derivation) in &outputs {

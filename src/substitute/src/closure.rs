@@ -19,13 +19,15 @@ use tokio::sync::{OnceCell, Semaphore};
 use crate::error::Error;
 use crate::offers::{Excluded, Offer};
 use crate::pipe::Shared;
-use crate::substituters::Substituters;
+use crate::substituters::{MAX_TRANSFERS, Substituters};
 use crate::transfer::transfer;
 use crate::watch::Copying;
 use crate::{Client, Outcome, Wanted};
 
 /// Paths of a closure that are looked for at once.
 const LOOKUPS: usize = 256;
+/// `max-substitution-jobs` by default, which nobody has chosen: paths that are far away are fetched faster more at a time.
+const STOCK_JOBS: u64 = 16;
 /// Paths that a closure may have.
 const MAX_CLOSURE: usize = 200_000;
 /// Times that a closure is looked for again without what could not be fetched.
@@ -165,7 +167,10 @@ impl Substituters {
         let file_size = |offer: &Offer| offer.narinfo.file_size.unwrap_or(0);
         let (paths, nar) = (offers.len() as u64, offers.values().map(|offer| offer.info.nar_size));
         client.watch.expect(paths, offers.values().map(file_size).sum(), nar.fold(0, u64::saturating_add));
-        let limit = usize::try_from(client.settings.max_substitution_jobs).unwrap_or(usize::MAX);
+        let limit = match client.settings.max_substitution_jobs {
+            STOCK_JOBS => MAX_TRANSFERS,
+            chosen => usize::try_from(chosen).unwrap_or(usize::MAX),
+        };
         let jobs = Arc::new(Semaphore::new(limit.clamp(1, Semaphore::MAX_PERMITS)));
         let mut coming: FuturesUnordered<_> = offers
             .iter()
@@ -184,9 +189,13 @@ impl Substituters {
                 Err(error) => Err(error),
             };
             if let Err(error) = &result {
-                let what = format!("'{}' from '{}'", self.store.store_dir().display(path), offer.source.uri());
-                client.tell_error(&what, error);
-                offer.source.forget(&offer.there);
+                if matches!(error, Error::Disabled(_)) {
+                    client.warn_of(&offer.source, error);
+                } else {
+                    let what = format!("'{}' from '{}'", self.store.store_dir().display(path), offer.source.uri());
+                    client.tell_error(&what, error);
+                    offer.source.forget(&offer.there).await;
+                }
                 failed.insert((offer.source.uri().to_owned(), path.clone()));
             }
             client.watch.done(result.is_ok(), file_size(offer), offer.info.nar_size);
@@ -214,6 +223,7 @@ impl Substituters {
                     nar_size: offer.info.nar_size,
                 };
                 let shared = CancelOnDrop(Arc::default());
+                let source = offer.source.clone();
                 let (store, offer, control, watch) =
                     (self.store.clone(), offer.clone(), shared.0.clone(), client.watch.clone());
                 let work = move || {
@@ -222,7 +232,7 @@ impl Substituters {
                     watch.ended(&copying);
                     result
                 };
-                tokio::task::spawn_blocking(work).await.map_err(|e| Error::Thread(e.to_string()))?
+                source.download(work).await
             })
             .await?;
         // The contents are the same; what else is said of the path is this client's source's.

@@ -6,7 +6,7 @@ use liblzma::stream::{CONCATENATED, Stream};
 use nix_compat::narinfo::Compression;
 
 /// Memory that a file of the LZMA family may ask for, in bytes; the strongest usual compression needs 65 MiB.
-const MAX_LZMA_MEMORY: u64 = 512 << 20;
+pub(crate) const MAX_LZMA_MEMORY: u64 = 512 << 20;
 /// Bytes of a decoder's own input buffer.
 const BUFFER: usize = 64 * 1024;
 

@@ -125,8 +125,8 @@ impl Castore {
         let sink = RefCell::new(sink);
         let mut nar = NarWriter::new(Pieces(&sink));
         let is_wanted = || sink.borrow().is_wanted();
-        let walk = Walk::new(root.clone(), &*self.here, &self.ahead, &is_wanted);
-        let mut flow = Flow::new(walk, &*self.here, &self.ahead, &self.recent);
+        let walk = Walk::new(root.clone(), &self.here, &self.ahead, &is_wanted);
+        let mut flow = Flow::new(walk, &self.here, &self.ahead, &self.recent);
         while let Some(part) = flow.next(share.bytes(), &is_wanted)? {
             match part {
                 Part::Step(Step::Enter) => nar.enter_directory()?,

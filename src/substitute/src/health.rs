@@ -18,6 +18,7 @@ struct State {
     /// Pauses one after the other.
     failures: u32,
     until: Option<Instant>,
+    answered: Option<Instant>,
 }
 
 impl Health {
@@ -46,9 +47,15 @@ impl Health {
         Some(pause)
     }
 
+    /// Something that was begun at `since` has failed at last. Where it has answered anything meanwhile, it is that one file
+    /// that is in trouble.
+    pub(crate) fn failed_since(&self, since: Instant) -> Option<Duration> {
+        if self.0.lock().answered.is_some_and(|answered| answered > since) { None } else { self.failed() }
+    }
+
     /// It has answered.
     pub(crate) fn succeeded(&self) {
-        *self.0.lock() = State::default();
+        *self.0.lock() = State { answered: Some(Instant::now()), ..State::default() };
     }
 }
 
@@ -76,5 +83,17 @@ mod tests {
         health.succeeded();
         assert!(health.is_open_at(start));
         assert_eq!(health.failed_at(start), Some(FIRST_PAUSE));
+    }
+
+    #[test]
+    fn one_file_in_trouble_is_not_its_source() {
+        let (health, before) = (Health::default(), Instant::now());
+        std::thread::sleep(Duration::from_millis(1));
+        health.succeeded();
+        assert_eq!(health.failed_since(before), None);
+        assert!(health.is_open());
+        std::thread::sleep(Duration::from_millis(1));
+        assert_eq!(health.failed_since(Instant::now()), Some(FIRST_PAUSE));
+        assert!(!health.is_open());
     }
 }

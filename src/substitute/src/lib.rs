@@ -9,6 +9,7 @@
 //! Sources (`source`) are shared by all clients whose settings make them the same; what a client may use and
 //! whom it trusts is its own, in its [`Client`].
 
+mod ahead;
 mod binary_cache;
 mod closure;
 mod compression;
@@ -18,10 +19,12 @@ mod health;
 mod location;
 mod offers;
 mod origin;
+mod parallel_xz;
 mod peer;
 mod pipe;
 mod realise;
 mod refetch;
+mod remembered;
 mod source;
 mod substituters;
 mod transfer;

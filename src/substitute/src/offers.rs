@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream::FuturesOrdered;
+use futures::future::{BoxFuture, Shared, join_all};
+use futures::stream::{FuturesOrdered, FuturesUnordered};
+use futures::{FutureExt, StreamExt};
 use nix_compat::narinfo::NarInfo;
 use nix_compat::path_info::PathInfo;
 use nix_compat::realisation::{DrvOutput, Realisation};
@@ -22,14 +24,49 @@ use crate::{Client, Wanted};
 /// Substituters that a client may name.
 const MAX_SOURCES: usize = 100;
 
+/// How long those that answer wait for those that have not answered yet.
+const GRACE: Duration = Duration::from_millis(300);
+
 /// A client's sources, once they were needed.
 #[derive(Default)]
 pub(crate) struct ClientSources {
-    sources: OnceCell<Vec<Arc<Source>>>,
+    sources: OnceCell<Opened>,
     /// What it has been told already.
     told: Mutex<BTreeSet<String>>,
     /// Sources of which it has been told that they do not answer.
     silent: Mutex<BTreeSet<String>>,
+}
+
+/// A client's sources that can be used.
+#[derive(Default)]
+pub(crate) struct Opened {
+    /// Those that answer, in their order.
+    ready: Vec<Arc<Source>>,
+    /// Those that have not answered yet. They are waited for by who finds nothing elsewhere.
+    late: Vec<Late>,
+}
+
+/// A source on its way: whether it can be used.
+type Late = Shared<BoxFuture<'static, (Arc<Source>, Arc<Result<(), Error>>)>>;
+
+impl Opened {
+    /// Whether there is none at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ready.is_empty() && self.late.is_empty()
+    }
+
+    /// Those that were late and can be used now, in their order. Those that cannot be have been complained of.
+    async fn late(&self, client: &Client) -> Vec<Arc<Source>> {
+        let mut usable = Vec::new();
+        for (source, opened) in join_all(self.late.iter().cloned()).await {
+            match &*opened {
+                Ok(()) => usable.push(source),
+                Err(error) => client.warn_of(&source, error),
+            }
+        }
+        usable.sort_by_key(|source| source.priority());
+        usable
+    }
 }
 
 /// A source that has a path.
@@ -55,7 +92,7 @@ impl Client {
     }
 
     /// Says what is wrong with a source. That it does not answer is said once, whatever it was asked for.
-    fn warn_of(&self, source: &Source, error: &Error) {
+    pub(crate) fn warn_of(&self, source: &Source, error: &Error) {
         if !error.means_silence() {
             self.warn_once(error.to_string());
         } else if self.sources.silent.lock().insert(source.uri().to_owned()) {
@@ -70,36 +107,47 @@ impl Client {
 }
 
 impl Substituters {
-    /// The client's sources that can be used, in their order. Those that cannot have been complained of.
-    pub(crate) async fn sources<'a>(&self, client: &'a Client) -> &'a [Arc<Source>] {
+    /// The client's sources. Those that cannot be used have been complained of.
+    pub(crate) async fn sources<'a>(&self, client: &'a Client) -> &'a Opened {
+        client.sources.sources.get_or_init(|| self.open_sources(client)).await
+    }
+
+    async fn open_sources(&self, client: &Client) -> Opened {
+        let mut opened = Opened::default();
         if !client.settings.substitute {
-            return &[];
+            return opened;
         }
-        let find = || async {
-            let mut found = Vec::new();
-            let mut seen = BTreeSet::new();
-            for url in client.settings.substituters.iter().take(MAX_SOURCES) {
-                if !seen.insert(url.trim_end_matches('/')) {
-                    continue;
-                }
-                match self.source(url, &client.settings).await {
-                    Ok(source) => found.push(source),
-                    Err(error) => client.warn_once(error.to_string()),
+        let mut seen = BTreeSet::new();
+        let mut opening = FuturesUnordered::new();
+        for url in client.settings.substituters.iter().take(MAX_SOURCES) {
+            if !seen.insert(url.trim_end_matches('/')) {
+                continue;
+            }
+            match self.source(url, &client.settings).await {
+                Ok(source) => opening.push(open(source, client)),
+                Err(error) => client.warn_once(error.to_string()),
+            }
+        }
+        loop {
+            let next = opening.next();
+            let next = match opened.ready.is_empty() {
+                true => Ok(next.await),
+                false => tokio::time::timeout(GRACE, next).await,
+            };
+            match next {
+                Ok(Some((source, result))) => match &*result {
+                    Ok(()) => opened.ready.push(source),
+                    Err(error) => client.warn_of(&source, error),
+                },
+                Ok(None) => break,
+                Err(_) => {
+                    opened.late = opening.into_iter().collect();
+                    break;
                 }
             }
-            let opening = |source: Arc<Source>| async move { (source.open().await, source) };
-            let mut opening: FuturesOrdered<_> = found.into_iter().map(opening).collect();
-            let mut usable = Vec::new();
-            while let Some((opened, source)) = opening.next().await {
-                match opened {
-                    Ok(()) => usable.push(source),
-                    Err(error) => client.warn_of(&source, &error),
-                }
-            }
-            usable.sort_by_key(|source| source.priority());
-            usable
-        };
-        client.sources.sources.get_or_init(find).await
+        }
+        opened.ready.sort_by_key(|source| source.priority());
+        opened
     }
 
     /// The first source that has a path. With `check` one without the right signatures has not.
@@ -111,7 +159,17 @@ impl Substituters {
         check: bool,
         only_mass: bool,
     ) -> Option<Offer> {
-        let sources = self.sources(client).await.iter().filter(|source| {
+        let opened = self.sources(client).await;
+        let asks = Asks { client, wanted, excluded, check, only_mass };
+        match self.offer_among(&asks, &opened.ready).await {
+            None if !opened.late.is_empty() => self.offer_among(&asks, &opened.late(client).await).await,
+            found => found,
+        }
+    }
+
+    async fn offer_among(&self, asks: &Asks<'_>, sources: &[Arc<Source>]) -> Option<Offer> {
+        let Asks { client, wanted, excluded, check, only_mass } = *asks;
+        let sources = sources.iter().filter(|source| {
             (!only_mass || source.wants_mass_query())
                 && (excluded.is_empty() || !excluded.contains(&(source.uri().to_owned(), wanted.path.clone())))
         });
@@ -197,7 +255,19 @@ impl Substituters {
         client: &Client,
         id: &DrvOutput,
     ) -> Option<(Arc<Source>, Realisation)> {
-        let sources = self.sources(client).await;
+        let opened = self.sources(client).await;
+        match self.realisation_among(client, id, &opened.ready).await {
+            None if !opened.late.is_empty() => self.realisation_among(client, id, &opened.late(client).await).await,
+            found => found,
+        }
+    }
+
+    async fn realisation_among(
+        &self,
+        client: &Client,
+        id: &DrvOutput,
+        sources: &[Arc<Source>],
+    ) -> Option<(Arc<Source>, Realisation)> {
         let ask = |source: Arc<Source>| async move { (source.realisation(id).await, source) };
         // A realisation says nothing of a path in another store directory.
         let same = sources.iter().filter(|source| source.store_dir == *self.store.store_dir());
@@ -224,4 +294,25 @@ impl Substituters {
         }
         None
     }
+}
+
+/// What is asked of sources.
+struct Asks<'a> {
+    client: &'a Client,
+    wanted: &'a Wanted,
+    excluded: &'a Excluded,
+    check: bool,
+    only_mass: bool,
+}
+
+/// Finds out whether a source can be used, also when nobody waits for it any more.
+fn open(source: Arc<Source>, client: &Client) -> Late {
+    let settings = client.settings.clone();
+    let asked = source.clone();
+    let opening = tokio::spawn(async move { asked.open(&settings).await });
+    let opened = async move {
+        let result = opening.await.unwrap_or_else(|e| Err(Error::Thread(e.to_string())));
+        (source, Arc::new(result))
+    };
+    opened.boxed().shared()
 }

@@ -27,7 +27,7 @@ impl Substituters {
                     let what =
                         format!("'{}' from '{}'", self.store.store_dir().display(&wanted.path), offer.source.uri());
                     client.tell_error(&what, &error);
-                    offer.source.forget(&offer.there);
+                    offer.source.forget(&offer.there).await;
                     excluded.insert((offer.source.uri().to_owned(), wanted.path.clone()));
                 }
             }

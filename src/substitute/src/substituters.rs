@@ -1,7 +1,7 @@
 //! The real substituter: all sources of all clients, and what is on its way from them.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fetch::{Download, DownloadOptions};
@@ -21,13 +21,14 @@ use crate::location::{Location, Place};
 use crate::offers::{Excluded, Offer};
 use crate::origin::Origin;
 use crate::peer::Peer;
+use crate::remembered::Remembered;
 use crate::source::Source;
 use crate::{Answer, Client, Contents, Outcome, Substituter, Wanted};
 
 /// Sources kept at once, for all clients.
 const MAX_SOURCES: usize = 256;
 /// Transfers at once, for all clients: each has a thread for its download and one for its import.
-const MAX_TRANSFERS: usize = 64;
+pub(crate) const MAX_TRANSFERS: usize = 64;
 
 /// Questions to one castore at once: as many as one of its connections has room for.
 const MAX_QUESTIONS: u64 = 64;
@@ -41,10 +42,19 @@ struct SourceKey {
     connections: u64,
 }
 
+impl SourceKey {
+    /// The name under which its answers are kept: whoever has other passwords or certificates may be answered otherwise.
+    fn name_on_disk(&self) -> String {
+        let (netrc, certificates) = self.downloads.secrets();
+        format!("{}\n{}\n{}", self.url, netrc.display(), certificates.display())
+    }
+}
+
 /// Binary caches and other stores as sources of paths.
 pub struct Substituters {
     pub(crate) store: Arc<Store>,
     sources: Mutex<HashMap<SourceKey, Arc<Source>>>,
+    remembered: OnceLock<Arc<Remembered>>,
     pub(crate) landings: Landings,
     pub(crate) transfers: Arc<Semaphore>,
 }
@@ -53,7 +63,7 @@ impl Substituters {
     /// For this store.
     pub fn new(store: Arc<Store>) -> Self {
         let transfers = Arc::new(Semaphore::new(MAX_TRANSFERS));
-        Self { store, sources: Mutex::default(), landings: Landings::default(), transfers }
+        Self { store, sources: Mutex::default(), remembered: OnceLock::new(), landings: Landings::default(), transfers }
     }
 
     /// The source at a URL, for a client with these settings.
@@ -68,7 +78,11 @@ impl Substituters {
         }
         let location = Location::parse(url)?;
         let (origin, connections) = self.origin(&location, &key, settings).await?;
-        let source = Arc::new(Source::new(location, origin, self.store.store_dir(), connections));
+        let disk = match &location.place {
+            Place::Server(_) | Place::Bucket(_) => Some((self.remembered().await?, key.name_on_disk())),
+            Place::Directory(_) | Place::Peer(..) | Place::Castore(_) => None,
+        };
+        let source = Arc::new(Source::new(location, origin, self.store.store_dir(), connections, disk));
         let mut sources = self.sources.lock();
         if sources.len() >= MAX_SOURCES {
             sources.retain(|_, source| Arc::strong_count(source) > 1);
@@ -77,6 +91,17 @@ impl Substituters {
             return Ok(source);
         }
         Ok(sources.entry(key).or_insert(source).clone())
+    }
+
+    /// What is on disk of the answers of all sources; opened when it is first needed.
+    async fn remembered(&self) -> Result<Arc<Remembered>, Error> {
+        let dir = self.store.state_dir().join("castored");
+        if let Some(remembered) = self.remembered.get() {
+            return Ok(remembered.clone());
+        }
+        let opened = tokio::task::spawn_blocking(move || Arc::new(Remembered::open(&dir))).await;
+        let opened = opened.map_err(|e| Error::Thread(e.to_string()))?;
+        Ok(self.remembered.get_or_init(|| opened).clone())
     }
 
     /// Who is asked there, and how many questions may be asked at once.

@@ -1,7 +1,8 @@
 //! One NAR from a source into the castore: download, decompression and import side by side.
 //!
 //! The download has a thread of its own; a bounded pipe is between it and the worker thread that decompresses, parses
-//! and stores. The NAR is neither in memory nor on disk at any time.
+//! and stores. What is large is decompressed on one more thread, or on several. The NAR is neither in memory nor on disk at
+//! any time.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -11,17 +12,23 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::RecvTimeoutError;
 use fetch::Trouble;
 use nix_compat::hash::Hash;
+use nix_compat::narinfo::Compression;
 use store::{NewPath, Store};
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::ahead::Ahead;
 use crate::compression::decompressed;
 use crate::error::Error;
 use crate::offers::Offer;
+use crate::parallel_xz;
 use crate::pipe::{PipeReader, Shared, pipe};
 use crate::watch::{Copying, Watch};
 
 /// Time between two news of progress.
 const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Archives of so many bytes are decompressed beside the import: for smaller ones a thread costs more than it gains.
+const LARGE: u64 = 4 << 20;
 
 /// What a download ends with: how it went, how long it was, and its hash if that was asked for.
 type Downloaded = (Result<(), Error>, (u64, Option<Hash>));
@@ -84,7 +91,7 @@ fn import(
 ) -> Result<NewPath, Error> {
     let compression = offer.narinfo.compression;
     let unsupported = || Error::Compression { file: copying.file.clone(), compression };
-    let decoder = decompressed(compression, reader).map_err(|e| stream_error(copying, e))?;
+    let decoder = decoder(compression, reader, offer.info.nar_size).map_err(|e| stream_error(copying, e))?;
     let inner = decoder.ok_or_else(unsupported)?;
     let mut nar =
         Counted { inner, limit: offer.info.nar_size, length: 0, told: Instant::now(), shared, watch, copying };
@@ -97,6 +104,21 @@ fn import(
     }
     nar.tell();
     Ok(new)
+}
+
+/// The archive, of so many bytes, from its file.
+fn decoder(compression: Compression, file: PipeReader, size: u64) -> io::Result<Option<Box<dyn Read + Send>>> {
+    let decoder = match compression {
+        Compression::Xz => match parallel_xz::decompressed(file, size)? {
+            Ok(decoder) => Some(decoder),
+            Err(file) => decompressed(compression, file)?,
+        },
+        _ => decompressed(compression, file)?,
+    };
+    match decoder {
+        Some(decoder) if size >= LARGE && compression != Compression::None => Ok(Some(Box::new(Ahead::new(decoder)?))),
+        decoder => Ok(decoder),
+    }
 }
 
 fn stream_error(copying: &Copying, source: io::Error) -> Error {
@@ -122,7 +144,7 @@ fn check_file(offer: &Offer, (length, hash): (u64, Option<Hash>)) -> Result<(), 
 
 /// A NAR on its way in.
 struct Counted<'a> {
-    inner: Box<dyn Read + Send + 'a>,
+    inner: Box<dyn Read + Send>,
     /// Its size by the narinfo: a few bytes of a compressed file can be very many.
     limit: u64,
     length: u64,

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use fetch::Upload;
 use nix_compat::hash::{Algorithm, Hasher};
@@ -28,6 +29,10 @@ const NARINFO_TYPE: &str = "text/x-nix-narinfo";
 const CACHE_INFO_TYPE: &str = "text/x-nix-cache-info";
 /// Of what is written into a directory.
 const FILE_MODE: u32 = 0o644;
+/// How the names of files begin that are no part of a directory yet.
+const DRAFT: &str = ".castored-";
+/// A draft that nobody has locked for this long was left by a process that died.
+const ABANDONED_AFTER: Duration = Duration::from_secs(60);
 
 /// A binary cache that is written to.
 pub struct CacheWriter {
@@ -100,6 +105,11 @@ impl CacheWriter {
     /// # Errors
     /// [`Error::StoreDir`] when it is for another, and failures to read or write it.
     pub fn open(&self, dir: &StoreDir) -> Result<(), Error> {
+        if let Place::Directory(directory) = self.cache.place() {
+            for directory in [directory.clone(), directory.join("nar")] {
+                remove_abandoned(&directory);
+            }
+        }
         match self.cache.info_if_there(dir)? {
             Some(_) => Ok(()),
             None => self.put_text(CACHE_INFO, &format!("StoreDir: {}\n", dir.as_str()), CACHE_INFO_TYPE),
@@ -197,12 +207,36 @@ impl Draft {
     }
 }
 
-/// A file in a directory, which is made if it is not there.
+/// Removes drafts whose writers died. That of a process that lives, on whatever machine, is locked.
+fn remove_abandoned(directory: &Path) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_name().as_encoded_bytes().starts_with(DRAFT.as_bytes())) {
+        let is_old = |file: &File| {
+            let changed = file.metadata().and_then(|metadata| metadata.modified());
+            changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age >= ABANDONED_AFTER))
+        };
+        let Ok(file) = File::open(entry.path()) else { continue };
+        // It is looked at while it is locked: its writer may just have been about to lock it.
+        if file.try_lock().is_ok() && is_old(&file) {
+            match fs::remove_file(entry.path()) {
+                Ok(()) => tracing::info!(file = %entry.path().display(), "removed what an upload that died has left"),
+                Err(error) => {
+                    tracing::warn!(file = %entry.path().display(), %error, "cannot remove what an upload has left")
+                }
+            }
+        }
+    }
+}
+
+/// A file in a directory, which is made if it is not there. It is locked as long as it is open.
 fn named(directory: &Path) -> Result<NamedTempFile, Error> {
     let permissions = fs::Permissions::from_mode(FILE_MODE);
     let make = || {
         fs::create_dir_all(directory)?;
-        tempfile::Builder::new().prefix(".castored-").permissions(permissions).tempfile_in(directory)
+        let file = tempfile::Builder::new().prefix(DRAFT).permissions(permissions).tempfile_in(directory)?;
+        // Where there are no locks, nothing is removed within a minute of its last change.
+        let _ = file.as_file().try_lock();
+        Ok(file)
     };
     make().map_err(|source| Error::Write { file: directory.to_owned(), source })
 }
@@ -211,4 +245,50 @@ fn named(directory: &Path) -> Result<NamedTempFile, Error> {
 fn rename(file: NamedTempFile, name: &Path) -> Result<(), Error> {
     let renamed = file.as_file().sync_all().and_then(|()| Ok(file.persist(name).map(drop)?));
     renamed.map_err(|source| Error::Write { file: name.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::SystemTime;
+
+    use fetch::{Download, DownloadOptions};
+    use nix_compat::conf::Settings;
+
+    use super::*;
+
+    #[test]
+    fn what_dead_uploads_have_left_is_removed_by_the_next_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let nar = dir.path().join("nar");
+        fs::create_dir(&nar).unwrap();
+        let old = |path: &Path| {
+            let file = File::create(path).unwrap();
+            file.set_modified(SystemTime::now() - 2 * ABANDONED_AFTER).unwrap();
+            file
+        };
+        old(&dir.path().join(".castored-left"));
+        old(&nar.join(".castored-left"));
+        old(&nar.join("0123.nar.xz"));
+        let living = old(&nar.join(".castored-living"));
+        living.try_lock().unwrap();
+        let fresh = named(&nar).unwrap();
+        File::create(nar.join(".castored-fresh")).unwrap();
+        let client =
+            fetch::Client::new(Arc::new(Download::gather(&DownloadOptions::new(&Settings::default()), &|_| None)));
+        let url = format!("file://{}", dir.path().display());
+        let writer = CacheWriter::new(&url, client, Path::new("/nowhere")).unwrap();
+        writer.open(&StoreDir::default()).unwrap();
+        let names = |directory: &Path| -> Vec<String> {
+            let entries = fs::read_dir(directory).unwrap();
+            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(dir.path()), ["nar", "nix-cache-info"]);
+        let fresh = fresh.path().file_name().unwrap().to_str().unwrap();
+        let mut expected = [fresh, ".castored-fresh", ".castored-living", "0123.nar.xz"];
+        expected.sort();
+        assert_eq!(names(&nar), expected);
+    }
 }

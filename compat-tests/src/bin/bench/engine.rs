@@ -10,7 +10,7 @@
 
 mod disk;
 mod inputs;
-mod rows;
+pub(crate) mod rows;
 
 use compat_tests::machine::Machine;
 use compat_tests::{Result, Subject};
@@ -22,7 +22,7 @@ use inputs::Inputs;
 /// How many times what takes time is measured.
 const ROUNDS: usize = 3;
 /// Limits the rows.
-const ROWS_VARIABLE: &str = "CASTORED_BENCH_ROWS";
+pub(crate) const ROWS_VARIABLE: &str = "CASTORED_BENCH_ROWS";
 
 /// Measures one thing on one side; the figures are the same ones on both.
 type Measure = fn(&Side, &Inputs) -> Result<Vec<Figure>>;

@@ -1,4 +1,4 @@
-//! `compat-tests/bench [mount|protocol|engine|build|gc|open|adopt|source]...`: castored measured beside what it replaces, in the same run. All groups
+//! `compat-tests/bench [mount|protocol|engine|build|gc|open|adopt|substitute|source]...`: castored measured beside what it replaces, in the same run. All groups
 //! unless some are named. Ends with an error when a target is missed.
 
 mod adopt;
@@ -10,6 +10,7 @@ mod open;
 mod protocol;
 mod sides;
 mod source;
+mod substitute;
 mod usage;
 
 use std::process::ExitCode;
@@ -20,7 +21,7 @@ use compat_tests::{Error, Result};
 type Group = (&'static str, fn(&Machine) -> Result<bool>);
 
 /// What can be measured.
-const GROUPS: [Group; 8] = [
+const GROUPS: [Group; 9] = [
     ("mount", mount::bench),
     ("protocol", protocol::bench),
     ("engine", engine::bench),
@@ -28,6 +29,7 @@ const GROUPS: [Group; 8] = [
     ("gc", gc::bench),
     ("open", open::bench),
     ("adopt", adopt::bench),
+    ("substitute", substitute::bench),
     ("source", source::bench),
 ];
 

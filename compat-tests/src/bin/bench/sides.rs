@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 use compat_tests::load::Connection;
 use compat_tests::machine::Machine;
-use compat_tests::subject::SOCKET;
+use compat_tests::subject::{SOCKET, default_conf};
 use compat_tests::{Error, Result, Room, Subject};
 use nix::unistd::Pid;
 
@@ -30,12 +30,17 @@ pub(crate) struct Side {
 impl Side {
     /// Starts a daemon in a room that a thread of its own enters.
     pub(crate) fn start(name: &'static str, subject: Subject) -> Result<Self> {
+        Self::start_with(name, subject, default_conf())
+    }
+
+    /// The same with this nix.conf.
+    pub(crate) fn start_with(name: &'static str, subject: Subject, conf: String) -> Result<Self> {
         let (tell, told) = mpsc::channel();
         let (jobs, given) = mpsc::channel::<Job>();
         let (stock, started) = (subject.is_stock(), subject.clone());
         let thread = std::thread::spawn(move || -> Result<()> {
             let room = Room::enter(name)?;
-            let daemon = started.start(&room)?;
+            let daemon = started.start_with(&room, &conf)?;
             // The room's /nix is this directory for all others.
             let socket = room.dir().join(SOCKET.trim_start_matches('/'));
             if tell.send((socket, daemon.pid())).is_ok() {

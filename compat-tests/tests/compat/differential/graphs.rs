@@ -152,7 +152,7 @@ fn roots(room: &Room, daemon: &Daemon, random: &mut Random, all: &[String]) -> D
     let mut environment = Vec::new();
     for (n, path) in random.some(all, 8).into_iter().enumerate() {
         let link = format!("{LINKS}/{n}");
-        match random.below(11) {
+        match random.below(14) {
             0 => symlink(&path, format!("{STATE}/gcroots/direct-{n}")).unwrap(),
             1 => symlink(format!("{path}/bin/something"), format!("{STATE}/gcroots/one/two/below-{n}")).unwrap(),
             2 => {
@@ -200,6 +200,41 @@ fn roots(room: &Room, daemon: &Daemon, random: &mut Random, all: &[String]) -> D
                     symlink(&link, format!("{STATE}/gcroots/auto/spelled-{n}-{number}")).unwrap();
                 }
             }
+            10 => {
+                // To a link that leads to the path, by its name in other spellings, also through a link to the directory.
+                symlink(&path, &link).unwrap();
+                symlink(LINKS, format!("{LINKS}/again-{n}")).unwrap();
+                let spelled = ["@/../links/#", "@/./#", "@//#", "/@/#", "@/#/", "@/#/.", "@/#/..", "@/again-#/#"];
+                let number = random.below(8);
+                let target = spelled[number].replace('@', LINKS).replace('#', &n.to_string());
+                symlink(target, format!("{STATE}/gcroots/one/two/way-{n}-{number}")).unwrap();
+            }
+            11 => {
+                // Relative, from where it lies and from where it does not: to the path, and to a link that is relative.
+                let name = path.rsplit('/').next().unwrap();
+                symlink(format!("../store/{name}"), &link).unwrap();
+                for (number, target) in ["../../../store/@", "../../store/@", "./../../..//store/@", "../../../links/#"]
+                    .into_iter()
+                    .enumerate()
+                {
+                    let target = target.replace('@', name).replace('#', &n.to_string());
+                    symlink(target, format!("{STATE}/gcroots/relative-{n}-{number}")).unwrap();
+                }
+            }
+            12 => {
+                // Links to nothing, some of which stock removes, and one to itself.
+                for (number, target) in
+                    ["@/../links/none-#", "@//none-#", "../../../../links/none-#", "none-#", "/nix/store/../none-#"]
+                        .into_iter()
+                        .enumerate()
+                {
+                    let target = target.replace('@', LINKS).replace('#', &n.to_string());
+                    symlink(&target, format!("{STATE}/gcroots/auto/nothing-{n}-{number}")).unwrap();
+                    symlink(&target, format!("{STATE}/gcroots/nothing-{n}-{number}")).unwrap();
+                }
+                symlink(format!("self-{n}"), format!("{STATE}/gcroots/auto/self-{n}")).unwrap();
+                symlink(format!("{path}/../none"), format!("{STATE}/gcroots/auto/beside-{n}")).unwrap();
+            }
             _ => {
                 symlink("/nowhere/at/all", format!("{STATE}/gcroots/auto/stale-{n}")).unwrap();
                 symlink("/nowhere/at/all", format!("{STATE}/gcroots/broken-{n}")).unwrap();
@@ -243,6 +278,22 @@ fn clear(drawn: Drawn) {
     }
 }
 
+/// The links where roots are, after what has no use was removed.
+fn links() -> BTreeSet<String> {
+    let (mut found, mut waiting) = (BTreeSet::new(), vec![format!("{STATE}/gcroots"), format!("{STATE}/profiles")]);
+    while let Some(dir) = waiting.pop() {
+        for entry in fs::read_dir(&dir).unwrap().flatten() {
+            let path = entry.path().to_str().unwrap().to_owned();
+            if entry.file_type().unwrap().is_dir() {
+                waiting.push(path);
+            } else {
+                found.insert(path);
+            }
+        }
+    }
+    found
+}
+
 /// Hides the process in the name of what it uses, and the name of a set of temporary roots.
 fn without_process(line: &str) -> String {
     let digits = |text: &str| text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '-').to_owned();
@@ -271,6 +322,7 @@ fn ask(room: &Room, daemon: &Daemon, machine: &Machine, seed: u64) -> Answers {
     let roots = RefCell::new(listed());
     wait_until(PATIENCE, || roots.replace(listed()) == *roots.borrow());
     let roots = roots.into_inner();
+    answers.insert("links".into(), links());
     answers.insert("roots".into(), roots.iter().map(|line| without_process(line)).collect());
     let combinations = [("false", "false"), ("false", "true"), ("true", "false"), ("true", "true")];
     let options =

@@ -78,8 +78,8 @@ fn a_sound_store_is_found_sound() {
     assert!(ended.objects < all.len() as u64, "it can be ended");
 }
 
-/// One bit anywhere in the packs: what is read is right or an error, the check finds exactly what cannot be read, what
-/// is intact in a damaged block is saved, and what is put again takes the place of the rest.
+/// One bit anywhere in the packs: what is read is right or an error, the check finds all that cannot be read and what
+/// stands in the same block (some of which can be read without the rest), what is intact in a damaged block is saved, and what is put again takes the place of the rest.
 #[test]
 fn every_flipped_bit_is_found_and_none_is_served() {
     let flips = std::env::var("CASTORED_FLIPS").map_or(FLIPS, |flips| flips.parse().unwrap());
@@ -122,8 +122,9 @@ fn every_flipped_bit_is_found_and_none_is_served() {
         let checked = check(&engine);
         let mut found: Vec<ObjectKey> = checked.damaged.iter().map(|damaged| damaged.key).collect();
         found.sort();
-        assert_eq!(found, unreadable, "byte {at} of {}", pack.display());
-        assert!(!unreadable.is_empty(), "byte {at} of {} belongs to nothing", pack.display());
+        let missed: Vec<_> = unreadable.iter().filter(|key| !found.contains(key)).collect();
+        assert!(missed.is_empty(), "byte {at} of {}: {missed:?}", pack.display());
+        assert!(!found.is_empty(), "byte {at} of {} belongs to nothing", pack.display());
         harmed += 1;
 
         engine.objects().restore_headers(&checked.headers).unwrap();

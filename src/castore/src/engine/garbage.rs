@@ -1,5 +1,6 @@
 //! Collecting what no tree names: the walk over what is alive. What is swept and how is [`crate::collect`].
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,21 @@ impl Engine {
     pub fn begin_collection(self: &Arc<Self>, patience: Duration) -> Result<Garbage, CollectError> {
         let collection = self.objects.begin_collection(patience)?;
         Ok(Garbage { engine: Arc::clone(self), collection })
+    }
+}
+
+impl Engine {
+    /// Forgets of these objects, which are damaged, those whose pack's file is lost: they are no longer there.
+    ///
+    /// # Errors
+    /// When the index cannot be read or written.
+    pub fn forget_lost(&self, keys: &HashSet<ObjectKey>) -> Result<u64, Error> {
+        let forgotten = self.objects.forget_lost(keys)?;
+        if forgotten > 0 {
+            self.directories.forget();
+            self.blobs.forget();
+        }
+        Ok(forgotten)
     }
 }
 

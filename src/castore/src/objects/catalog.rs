@@ -100,14 +100,24 @@ impl Core {
             return Ok(false);
         }
         if !self.catalog.recording.load(Ordering::Acquire) {
-            return Ok(self.entry(key)?.is_some());
+            return self.is_here(key);
         }
         let mut state = self.catalog.lock();
-        let found = self.entry(key)?.is_some();
+        let found = self.is_here(key)?;
         if found && let Some(touched) = &mut state.touched {
             touched.insert(key);
         }
         Ok(found)
+    }
+
+    /// Whether the object has an entry, and its pack's file is not known to have lost it.
+    fn is_here(&self, key: &ObjectKey) -> Result<bool, ObjectError> {
+        let Some(entry) = self.entry(key)? else { return Ok(false) };
+        let lost = self.packs.is_lost(entry.place);
+        if lost {
+            self.damaged.add([*key]);
+        }
+        Ok(!lost)
     }
 
     /// Enters the objects of a block that was appended, but for those that came to be in the meantime. A copy that is

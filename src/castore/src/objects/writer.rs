@@ -54,11 +54,20 @@ impl ObjectWriter {
         if self.failed {
             return Err(ObjectError::Failed);
         }
-        if contents.len() > MAX_OBJECT {
-            return Err(ObjectError::TooLong { key, length: contents.len() });
-        }
         if self.touch(&key)? {
             return Ok(false);
+        }
+        self.put_new(key, contents)?;
+        Ok(true)
+    }
+
+    /// Puts an object without looking whether it is there, which costs a second copy if it is.
+    pub fn put_new(&mut self, key: ObjectKey, contents: &[u8]) -> Result<(), ObjectError> {
+        if self.failed {
+            return Err(ObjectError::Failed);
+        }
+        if contents.len() > MAX_OBJECT {
+            return Err(ObjectError::TooLong { key, length: contents.len() });
         }
         // A large object does not drag a half-full block's neighbours into a huge one.
         if contents.len() >= Form::Quick.block() && !self.block_for(key.kind).is_empty() {
@@ -70,7 +79,7 @@ impl ObjectWriter {
         if block.is_full(Form::Quick) {
             self.close_block(key.kind)?;
         }
-        Ok(true)
+        Ok(())
     }
 
     fn block_for(&mut self, kind: ObjectKind) -> &mut BlockBuilder {

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use bytes::Bytes;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use zstd::bulk::{Compressor, Decompressor};
+use zstd::zstd_safe::{CParameter, DCtx, InBuffer, OutBuffer, ResetDirective};
 
 use super::{Form, PackError};
 use crate::digest::Digest;
@@ -106,7 +107,7 @@ impl BlockBuilder {
         let payload_at = HEADER + self.objects.len() * ROW;
         let mut bytes = Vec::with_capacity(payload_at + zstd::zstd_safe::compress_bound(self.raw.len()));
         bytes.resize(payload_at, 0);
-        let codec = append_compressed(&self.raw, form.level(), &mut bytes).map_err(PackError::Compress)?;
+        let codec = append_compressed(&self.raw, form, &mut bytes).map_err(PackError::Compress)?;
         let stored = bytes.len() - payload_at;
         let checksum = xxh3_64(&bytes[payload_at..]);
 
@@ -235,6 +236,28 @@ pub(super) fn decode(bytes: impl Into<Bytes>, offset: u64) -> Result<Bytes, Bloc
     }
 }
 
+/// The first `wanted` bytes of the raw payload of the block that `begun` is the beginning of, **without any checksum
+/// verified**. `None` when it is not long enough for that, or does not look like a compressed block, or less than a
+/// quarter would be spared.
+///
+/// Reading and decompressing is what most of the time of a cold read goes into, and who wants one small file of a block
+/// needs half of it on average. Such a reader has a digest that says whether it got the right bytes.
+pub(super) fn decode_start(begun: &[u8], wanted: usize) -> Option<Bytes> {
+    let header = begun.first_chunk::<HEADER>()?;
+    let payload = begun.get(head_length(header).ok()?..)?;
+    let raw_length = (u32_at(header, 12) as usize).min(MAX_RAW);
+    if header[4] != ZSTD || wanted > raw_length / 4 * 3 {
+        return None;
+    }
+    decompress_start(payload, wanted).ok().map(Bytes::from)
+}
+
+/// How many bytes of a block in the quick form are likely enough for [`decode_start`]: nearly all that is compressed
+/// shrinks to less than five eighths, and a table has some fifty objects.
+pub(super) fn likely_enough(wanted: usize) -> usize {
+    wanted.next_multiple_of(Form::Quick.frame_block() as usize) / 8 * 5 + 2048
+}
+
 /// An object in a block: where its contents lie in the raw payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Row {
@@ -320,16 +343,18 @@ thread_local! {
     // A context costs a hundred kilobytes to set up; threads that compress do so all the time.
     static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
     static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+    static STREAM: RefCell<Option<DCtx<'static>>> = const { RefCell::new(None) };
 }
 
 /// Appends `raw` to `out` in the form that pays.
-fn append_compressed(raw: &[u8], level: i32, out: &mut Vec<u8>) -> std::io::Result<u8> {
+fn append_compressed(raw: &[u8], form: Form, out: &mut Vec<u8>) -> std::io::Result<u8> {
     COMPRESSOR.with_borrow_mut(|slot| {
         let compressor = match slot {
             Some(compressor) => compressor,
-            None => slot.insert(Compressor::new(level)?),
+            None => slot.insert(Compressor::new(form.level())?),
         };
-        compressor.set_compression_level(level)?;
+        compressor.set_compression_level(form.level())?;
+        compressor.set_parameter(CParameter::MaxBlockSize(form.frame_block()))?;
         let start = out.len();
         if raw.len() >= COMPRESSED_FROM && sample_shrinks(raw, compressor)? {
             let compressed = {
@@ -372,6 +397,26 @@ fn decompress(payload: &[u8], raw_length: usize) -> std::io::Result<Vec<u8>> {
             None => slot.insert(Decompressor::new()?),
         };
         decompressor.decompress(payload, raw_length)
+    })
+}
+
+/// The first `wanted` bytes of what `payload` decompresses to, which are fewer than all.
+fn decompress_start(payload: &[u8], wanted: usize) -> std::io::Result<Vec<u8>> {
+    STREAM.with_borrow_mut(|slot| {
+        let failed = |code| std::io::Error::other(zstd::zstd_safe::get_error_name(code));
+        let context = slot.get_or_insert_with(DCtx::create);
+        // Whatever came of the frame before.
+        context.reset(ResetDirective::SessionOnly).map_err(failed)?;
+        let mut raw = Vec::with_capacity(wanted);
+        let (mut from, mut to) = (InBuffer::around(payload), OutBuffer::around(&mut raw));
+        while to.pos() < wanted {
+            let before = (from.pos(), to.pos());
+            context.decompress_stream(&mut to, &mut from).map_err(failed)?;
+            if (from.pos(), to.pos()) == before {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(raw)
     })
 }
 

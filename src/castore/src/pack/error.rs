@@ -58,6 +58,19 @@ pub enum PackError {
     /// The pack is not there: it was collected.
     #[error("pack {0:08x} is gone")]
     Gone(u32),
+    /// Somebody else deleted the file of a pack while it was in use.
+    #[error("the file of pack {0} has been deleted")]
+    Deleted(PathBuf),
+    /// Somebody else cut the file of a pack short while it was in use.
+    #[error("the file of pack {path} has been cut to {actual} of {written} bytes")]
+    Cut {
+        /// The pack.
+        path: PathBuf,
+        /// Its length, in bytes.
+        actual: u64,
+        /// The length it had, in bytes.
+        written: u64,
+    },
     /// The index remembers less of a pack than it did: it has lost what was durable.
     #[error(
         "the index has {committed} bytes of pack {path}, but had {floor} before: the index is damaged; `castored fsck \
@@ -80,7 +93,7 @@ impl PackError {
     /// Whether what is stored is not what was written, or cannot be read: another copy would help.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
-            Self::Block { .. } | Self::Header(_) | Self::Short { .. } => true,
+            Self::Block { .. } | Self::Header(_) | Self::Short { .. } | Self::Deleted(_) | Self::Cut { .. } => true,
             Self::Io { source, .. } => source.raw_os_error() == Some(nix::errno::Errno::EIO as i32),
             Self::Forgotten { .. } | Self::Version { .. } | Self::Compress(_) | Self::Gone(_) | Self::Exhausted => {
                 false

@@ -25,6 +25,17 @@ impl Form {
         }
     }
 
+    /// Raw bytes of the blocks within a zstd frame: a frame can be decompressed up to the end of each of them.
+    ///
+    /// At level 1 small ones cost nothing: files of /usr/share take .438 of their size with 16 KiB as with 128, and are
+    /// decompressed in 133 us beside 114 for each 128 KiB. At level 9 each brings tables of its own, 188 us beside 104.
+    pub(super) fn frame_block(self) -> u32 {
+        match self {
+            Form::Quick | Form::Fixed => 16 << 10,
+            Form::Dense => 128 << 10,
+        }
+    }
+
     /// A block is closed when it has gathered this many raw bytes.
     pub(crate) fn block(self) -> usize {
         match self {

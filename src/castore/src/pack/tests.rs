@@ -228,6 +228,30 @@ proptest! {
         prop_assert!(super::block::decode(bytes, offset + 1).is_err());
     }
 
+    /// What a block's start decodes to is that of the whole, whatever is cut off behind it, or nothing; and no damage makes
+    /// it panic.
+    #[test]
+    fn a_start_is_that_of_the_whole(
+        text in "[a-f]{1,40}",
+        times in 1..4000_usize,
+        form in prop::sample::select(vec![Form::Quick, Form::Dense]),
+        wanted in any::<prop::sample::Index>(),
+        at in any::<prop::sample::Index>(),
+    ) {
+        let contents: Vec<u8> = (0..times).flat_map(|n| format!("{text}{n}").into_bytes()).collect();
+        let mut bytes = block(&[&contents]).encode(form).unwrap().at(7).to_vec();
+        let wanted = wanted.index(contents.len() + 1);
+        let start = super::block::decode_start(&bytes, wanted);
+        let compressed = bytes[4] == 1;
+        prop_assert_eq!(start.is_some(), compressed && wanted <= contents.len() / 4 * 3);
+        prop_assert!(start.is_none_or(|start| start == contents[..wanted]));
+        let at = at.index(bytes.len());
+        let of_less = super::block::decode_start(&bytes[..at], wanted);
+        prop_assert!(of_less.is_none_or(|start| start == contents[..wanted]));
+        bytes[at] ^= 1;
+        let _ = super::block::decode_start(&bytes, wanted);
+    }
+
     #[test]
     fn arbitrary_bytes_are_no_block(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         prop_assert!(super::block::decode(bytes.clone(), 0).is_err());

@@ -42,6 +42,7 @@ impl Store {
         let Some(damage) = self.check_path(path)? else { return Ok(None) };
         let Some(entry) = self.entry(path)? else { return Ok(Some(damage.message)) };
         let objects = self.engine.objects();
+        objects.restore_files().map_err(castore::Error::from)?;
         objects.restore_damaged_headers().map_err(castore::Error::from)?;
         let damaged = objects.check_some(&self.objects_of(&entry.node)).map_err(castore::Error::from)?;
         if !damaged.is_empty() {

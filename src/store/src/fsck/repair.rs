@@ -20,6 +20,8 @@ pub type Mended = Result<(), String>;
 /// What was put right, and what could not be.
 #[derive(Debug, Default)]
 pub struct Repair {
+    /// Files of packs that were put back, or filled up with nothing where they were lost.
+    pub files: u64,
     /// Headers of packs that were restored.
     pub headers: u64,
     /// Objects that were saved from damaged blocks.
@@ -48,6 +50,7 @@ impl Store {
     ) -> Result<Repair> {
         let mut repair = Repair::default();
         let objects = self.engine.objects();
+        repair.files = objects.restore_files().map_err(castore::Error::from)?;
         objects.restore_headers(&report.headers).map_err(castore::Error::from)?;
         repair.headers = report.headers.len() as u64;
         let damaged: BTreeSet<ObjectKey> = report.damaged.iter().map(|object| object.key).collect();
@@ -84,9 +87,14 @@ impl Store {
                 repair.released.insert(quarantined.path);
             }
         }
+        self.engine.forget_lost(&left)?;
         repair.unused = left.iter().filter(|key| objects.is_damaged(key)).count() as u64;
         objects.recount().map_err(castore::Error::from)?;
         self.rewrite_records()?;
+        if repair.files > 0 {
+            // The last one may be among what is lost.
+            self.write_checkpoint()?;
+        }
         self.sync()?;
         // Damaged garbage must not be taken for contents that are here.
         self.sweeper.wake();

@@ -105,13 +105,19 @@ impl<'a> Search<'a> {
 
     /// A link to something that a process has open.
     fn link(&mut self, link: PathBuf) -> Result<()> {
-        let Some(target) = unless_gone(&link, fs::read_link(&link))? else { return Ok(()) };
-        if !target.is_absolute() {
-            // A socket or a pipe.
-            return Ok(());
-        }
-        if let Some(path) = in_store(self.store.store_dir(), target.as_os_str()) {
-            self.found(&link, path);
+        match fs::read_link(&link) {
+            // Too deep for the kernel to name it: any user has such files, and they must not end a collection.
+            Err(error) if error.raw_os_error() == Some(Errno::ENAMETOOLONG as i32) => {}
+            target => {
+                let Some(target) = unless_gone(&link, target)? else { return Ok(()) };
+                if !target.is_absolute() {
+                    // A socket or a pipe.
+                    return Ok(());
+                }
+                if let Some(path) = in_store(self.store.store_dir(), target.as_os_str()) {
+                    self.found(&link, path);
+                }
+            }
         }
         if self.recognise.is_none() {
             return Ok(());
@@ -253,6 +259,27 @@ mod tests {
         let (handle, _kept) = file.into_parts();
         drop(handle);
         assert!(links().iter().all(|link| !link.starts_with(&own)));
+    }
+
+    #[test]
+    fn a_file_too_deep_to_be_named_ends_no_search_and_is_recognised() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(Config::new(StoreDir::new("/made/up/store").unwrap(), dir.path())).unwrap();
+        let path = add(&store);
+        let number = store.entry(&path).unwrap().unwrap().number;
+        let name = "n".repeat(250);
+        let mut deep = std::os::fd::OwnedFd::from(File::open(dir.path()).unwrap());
+        for _ in 0..20 {
+            rustix::fs::mkdirat(&deep, name.as_str(), rustix::fs::Mode::RWXU).unwrap();
+            deep = rustix::fs::openat(&deep, name.as_str(), rustix::fs::OFlags::DIRECTORY, rustix::fs::Mode::empty())
+                .unwrap();
+        }
+        let asked = statx(&deep, "", AtFlags::EMPTY_PATH, StatxFlags::INO).unwrap();
+        let this = FileId { device: (asked.stx_dev_major, asked.stx_dev_minor), inode: asked.stx_ino };
+        store.recognise_files(Arc::new(move |file| (file == this).then_some(number)));
+        let own = format!("/proc/{}/fd/", std::process::id());
+        let roots = store.find_roots().unwrap();
+        assert!(roots.iter().any(|root| root.path == path && root.link.starts_with(own.as_bytes())), "{roots:?}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use nix_compat::narinfo::Compression;
 use nix_compat::store_path::StoreDir;
 use substitute::{Outcome, Substituter, Wanted};
 
-use crate::rig::{Cache, Rig};
+use crate::rig::{Cache, Rig, compress, nar};
 use crate::server::{Server, response};
 
 const COMPRESSIONS: [Compression; 7] = [
@@ -32,6 +32,29 @@ async fn every_compression_from_a_directory_and_a_server() {
             assert_eq!(outcome, Outcome::Substituted, "{compression}: {}", told.lines());
             assert!(rig.has(&entry));
             assert_eq!(rig.fetch(&[&url], &[], &entry).await.0, Outcome::AlreadyValid);
+        }
+    }
+}
+
+/// What `cat` makes of compressed files is a compressed file as well, also in the middle of a large one.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_several_members() {
+    let cache = Cache::new();
+    let rig = Rig::new();
+    let large: Vec<u8> = (0..17_000_000_u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
+    let forms = [Compression::Xz, Compression::Gzip, Compression::Bzip2, Compression::Zstd];
+    for (name, contents, forms) in [("small", &large[..5_000], &forms[..]), ("large", &large, &forms[..1])] {
+        for form in forms {
+            let plain = cache.entry(&format!("{name}-{form}"), contents, &[]);
+            let mut entry = Cache::described(plain.narinfo.info, contents, *form);
+            let archive = nar(contents);
+            let parts = archive.chunks(archive.len() / 3 + 1).map(|part| compress(*form, part));
+            std::fs::write(cache.path().join(entry.narinfo.url()), parts.collect::<Vec<_>>().concat()).unwrap();
+            (entry.narinfo.file_hash, entry.narinfo.file_size) = (None, None);
+            cache.describe(&entry);
+            let (outcome, told) = rig.fetch(&[&cache.url()], &[], &entry).await;
+            assert_eq!(outcome, Outcome::Substituted, "{name} {form}: {}", told.lines());
+            assert!(rig.has(&entry));
         }
     }
 }

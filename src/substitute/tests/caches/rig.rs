@@ -214,7 +214,7 @@ impl Watch for Told {
 
 /// A store and its substituter.
 pub(crate) struct Rig {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     pub(crate) store: Arc<Store>,
     pub(crate) substituters: Substituters,
 }
@@ -223,7 +223,25 @@ impl Rig {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(Config::new(StoreDir::default(), dir.path())).unwrap();
-        Self { _dir: dir, substituters: Substituters::new(store.clone()), store }
+        Self { dir, substituters: Substituters::new(store.clone()), store }
+    }
+
+    /// The same store, opened anew, without the paths it had.
+    pub(crate) fn again(self) -> Self {
+        let Self { dir, store, substituters } = self;
+        let (weak, _) = (Arc::downgrade(&store), drop((store, substituters)));
+        assert!(weak.upgrade().is_none(), "somebody holds the store");
+        let other = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("castored"), other.path().join("castored"));
+        std::fs::create_dir(&to).unwrap();
+        for file in std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()) {
+            let name = file.file_name().unwrap();
+            if name.to_str().unwrap().starts_with("narinfos.sqlite") {
+                std::fs::copy(&file, to.join(name)).unwrap();
+            }
+        }
+        let store = Store::open(Config::new(StoreDir::default(), other.path())).unwrap();
+        Self { dir: other, substituters: Substituters::new(store.clone()), store }
     }
 
     /// A client that trusts key 1 and uses these sources.

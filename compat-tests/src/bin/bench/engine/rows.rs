@@ -19,7 +19,7 @@ use crate::build::{Figure, Target, figure, wrong};
 use crate::sides::Side;
 
 /// A command may take this long.
-pub(super) const LIMIT: Duration = Duration::from_secs(900);
+pub(crate) const LIMIT: Duration = Duration::from_secs(900);
 /// For processes that have ended to be waited for.
 const REST: Duration = Duration::from_millis(500);
 /// What a daemon may take of memory at any time, in MiB.
@@ -30,7 +30,7 @@ const PIECE: usize = 1 << 20;
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// What something cost.
-struct Cost {
+pub(crate) struct Cost {
     /// Seconds until the client was done.
     time: f64,
     /// CPU seconds of the daemon and its children.
@@ -43,7 +43,10 @@ struct Cost {
 
 impl Cost {
     /// What it costs that a client does something in the daemon's room.
-    fn of<T: Send + 'static>(side: &Side, work: impl FnOnce(&Room) -> Result<T> + Send + 'static) -> Result<(Self, T)> {
+    pub(crate) fn of<T: Send + 'static>(
+        side: &Side,
+        work: impl FnOnce(&Room) -> Result<T> + Send + 'static,
+    ) -> Result<(Self, T)> {
         // What was written before is not written during what is measured.
         nix::unistd::sync();
         let (daemon, clients, watch) = (cpu(side.pid), clients_cpu(), Watch::begin(side.pid, b""));
@@ -56,7 +59,7 @@ impl Cost {
     }
 
     /// As figures, with what castored may take of stock's time.
-    fn figures(&self, name: impl Into<String>, time: Target, cpu: Target) -> Vec<Figure> {
+    pub(crate) fn figures(&self, name: impl Into<String>, time: Target, cpu: Target) -> Vec<Figure> {
         vec![
             figure(name, "s", self.time, time),
             figure("  CPU time of daemon and client", "s", self.daemon + self.clients, cpu),

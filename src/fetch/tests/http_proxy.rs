@@ -1,0 +1,83 @@
+//! Downloads through a plain HTTP proxy, which is asked for whole URLs (RFC 9112, 3.2.2) as squid and others expect it.
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+
+use fetch::{Client, Download, DownloadOptions, Retry, Sink};
+use nix_compat::conf::Settings;
+use url::Url;
+
+struct Memory(Vec<u8>);
+
+impl Sink for Memory {
+    fn begin(&mut self, offset: u64, _expected: u64) -> io::Result<()> {
+        self.0.truncate(usize::try_from(offset).unwrap());
+        Ok(())
+    }
+
+    fn take(&mut self, piece: &[u8]) -> io::Result<()> {
+        self.0.extend_from_slice(piece);
+        Ok(())
+    }
+
+    fn can_restart(&self) -> bool {
+        true
+    }
+}
+
+/// A proxy that knows what every server would say, and tells the heads of the requests.
+fn proxy() -> (SocketAddr, Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, told) = channel();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.push(byte[0]);
+            }
+            let request = String::from_utf8(request).unwrap();
+            // As squid does it for ports that are not those of TLS.
+            let answer = if request.starts_with("CONNECT") {
+                "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            } else {
+                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"
+            };
+            tell.send(request).unwrap();
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    (address, told)
+}
+
+fn fetch(url: &str, proxy: &str) -> Result<Vec<u8>, String> {
+    let variable = |name: &str| (name == "http_proxy").then(|| proxy.to_owned());
+    let mut settings = Settings::default();
+    assert!(settings.set("download-attempts", "1").unwrap());
+    let client = Client::new(Arc::new(Download::gather(&DownloadOptions::new(&settings), &variable)));
+    let mut memory = Memory(Vec::new());
+    client.fetch(&Url::parse(url).unwrap(), &mut memory, Retry::Always).map_err(|error| error.to_string())?;
+    Ok(memory.0)
+}
+
+#[test]
+fn a_proxy_is_asked_for_the_whole_url() {
+    let (proxy, told) = proxy();
+    // Without a scheme it is one for HTTP, as curl has it.
+    for text in [format!("http://{proxy}"), proxy.to_string(), format!("http://me:se%20cret@{proxy}/")] {
+        assert_eq!(fetch("http://far.invalid:81/x?y", &text).unwrap(), b"hello");
+        let head = told.recv().unwrap().to_ascii_lowercase();
+        assert!(head.starts_with("get http://far.invalid:81/x?y http/1.1\r\n"), "{head}");
+        assert!(head.contains("\r\nhost: far.invalid:81\r\n"), "{head}");
+        let password = data_encoding::BASE64.encode(b"me:se cret").to_ascii_lowercase();
+        let wanted = text.contains('@').then(|| format!("\r\nproxy-authorization: basic {password}\r\n"));
+        assert_eq!(head.contains("proxy-authorization"), wanted.is_some(), "{head}");
+        assert!(wanted.is_none_or(|wanted| head.contains(&wanted)), "{head}");
+    }
+}
