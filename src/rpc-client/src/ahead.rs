@@ -141,10 +141,12 @@ impl Ahead {
                 let mut client = client.clone();
                 async move {
                     let request = GetDirectoryRequest { by_what, recursive: false };
-                    match call(GET, client.get(request)).await? {
-                        Some(answer) => next(GET, &mut answer.into_inner()).await,
-                        None => Ok(None),
-                    }
+                    let Some(answer) = call(GET, client.get(request)).await? else { return Ok(None) };
+                    let mut stream = answer.into_inner();
+                    let directory = next(GET, &mut stream).await?;
+                    // A stream that is left before its end is a reset to the server, which cuts off who does that often.
+                    while next(GET, &mut stream).await?.is_some() {}
+                    Ok(directory)
                 }
             };
             again(attempts, get).await?.ok_or(ClientError::Lacks { what: "directory", digest })

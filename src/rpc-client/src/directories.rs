@@ -59,11 +59,13 @@ impl RemoteDirectories {
 impl DirectoryService for RemoteDirectories {
     fn get(&self, digest: &Digest) -> Result<Option<Arc<Directory>>, Error> {
         let Some(mut stream) = self.stream(digest, false)? else { return Ok(None) };
-        match self.next(&mut stream)? {
-            Some((actual, directory)) if actual == *digest => Ok(Some(Arc::new(directory))),
-            Some(_) => Err(ClientError::WrongDigest { action: GET, wanted: *digest }.into()),
-            None => Ok(None),
+        let Some((actual, directory)) = self.next(&mut stream)? else { return Ok(None) };
+        if actual != *digest {
+            return Err(ClientError::WrongDigest { action: GET, wanted: *digest }.into());
         }
+        // A stream that is left before its end is a reset to the server, which cuts off who does that often.
+        while self.next(&mut stream)?.is_some() {}
+        Ok(Some(Arc::new(directory)))
     }
 
     fn put(&self, directories: &[Directory]) -> Result<Digest, Error> {

@@ -102,6 +102,16 @@ impl ClientError {
             _ => false,
         }
     }
+
+    /// Whether a connection that had been made broke, so that asking again at once helps.
+    pub fn is_broken(&self) -> bool {
+        match self {
+            ClientError::Call { status, .. } => {
+                status.code() != Code::Unavailable && std::error::Error::source(&**status).is_some()
+            }
+            _ => false,
+        }
+    }
 }
 
 impl From<ClientError> for Error {

@@ -24,6 +24,7 @@ use nix_compat::store_path::{StoreDir, StorePath};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use rpc_client::{Ahead, Channel, ClientError, RemotePaths};
+use store::NewPath;
 use tokio::runtime::Handle;
 
 use crate::error::Error;
@@ -53,6 +54,7 @@ pub(crate) struct Castore {
     ahead: Ahead,
     recent: Cache<Digest, Bytes, ByLength>,
     transfers: AtomicUsize,
+    attempts: u64,
 }
 
 #[derive(Clone)]
@@ -95,7 +97,21 @@ impl Castore {
             ahead: Ahead::new(channel, runtime, compressed, attempts),
             recent: Cache::with_weighter((RECENT / TYPICAL_PIECE) as usize, RECENT, ByLength),
             transfers: AtomicUsize::new(0),
+            attempts,
         }
+    }
+
+    /// What the peer says of a path. Asked again when others' calls broke the connection.
+    fn said(&self, path: &StorePath) -> Result<Option<NewPath>, ClientError> {
+        let digest = path.digest();
+        let mut said = self.paths.info(&digest);
+        for _ in 1..self.attempts {
+            match said {
+                Err(error) if error.is_broken() => said = self.paths.info(&digest),
+                _ => break,
+            }
+        }
+        said
     }
 
     fn failed(&self, action: &'static str) -> impl Fn(ClientError) -> Error {
@@ -223,7 +239,7 @@ impl Origin for Castore {
     }
 
     fn narinfo(&self, _: &StoreDir, path: &StorePath) -> Result<Option<NarInfo>, Error> {
-        let Some(said) = self.paths.info(&path.digest()).map_err(self.failed("ask"))? else { return Ok(None) };
+        let Some(said) = self.said(path).map_err(self.failed("ask"))? else { return Ok(None) };
         let corrupt = |source| Error::NarInfo { file: self.file(&path.to_string()), source };
         if said.info.nar_size == 0 {
             return Err(corrupt(nix_compat::narinfo::Error::EmptyNar));
@@ -241,7 +257,7 @@ impl Origin for Castore {
         let failed = self.failed("copy from");
         let stopped =
             |error| Error::Download(DownloadError { url: self.file(narinfo.url()), cause: Trouble::Disk(error) });
-        let said = self.paths.info(&path.digest()).map_err(&failed)?;
+        let said = self.said(path).map_err(&failed)?;
         let said = said.ok_or_else(|| Error::Vanished { uri: self.name.clone(), path: path.to_string() })?;
         sink.begin(0, narinfo.info.nar_size).map_err(stopped)?;
         self.write(&said.node, sink).map_err(|failure| match failure {
