@@ -1,13 +1,15 @@
-//! Compiles `protos/castore.proto` without `protoc`. The services in it are generated where they are served: in `rpc`.
+//! Compiles `protos/castore.proto` without `protoc`. The services in it are generated in `rpc-client`.
 
 use std::error::Error;
-use std::path::Path;
+
+/// From the package's directory, where build scripts run: a path that is compiled in would be that of another checkout
+/// with the same target directory.
+const PROTOS: &str = "../../protos";
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let protos = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../protos");
-    println!("cargo::rerun-if-changed={}", protos.join("castore.proto").display());
+    println!("cargo::rerun-if-changed={PROTOS}/castore.proto");
 
-    let files = protox::compile(["castore.proto"], [&protos])?;
+    let files = protox::compile(["castore.proto"], [PROTOS])?;
     let mut config = prost_build::Config::new();
     // Fields decode to slices of the buffer they came in.
     config.bytes(["."]);
