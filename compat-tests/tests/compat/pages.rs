@@ -107,7 +107,7 @@ fn a_browser_finds_everything_about_a_path() {
     check(&mut browser);
 
     // The measure finds what is too wide, and the console what is wrong.
-    let wide = "document.body.appendChild(document.createElement('div')).style.width = '500px'; \
+    let wide = "document.body.insertAdjacentHTML('beforeend', '<p style=\"min-width: 500px\">wide</p>'); \
                 document.documentElement.scrollWidth";
     assert!(browser.evaluate(wide).unwrap().as_u64().unwrap() >= 500);
     assert_eq!(browser.go(&url("/nix/store/nothing")).unwrap(), 404);
