@@ -9,6 +9,16 @@ use crate::error::{Context, Error, Result};
 /// Where the machine's apt looks for its sources.
 const SOURCES: &str = "/etc/apt";
 
+/// Removes what is left of an earlier try.
+pub(crate) fn remove_left(dirs: &[&Path]) -> Result<()> {
+    for dir in dirs {
+        if dir.exists() {
+            fs::remove_dir_all(dir).doing("removing", *dir)?;
+        }
+    }
+    Ok(())
+}
+
 /// The mirror of the main archive that this machine's apt is configured to use.
 pub fn mirror() -> Result<String> {
     mirror_below(Path::new(SOURCES))

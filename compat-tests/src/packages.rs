@@ -11,7 +11,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::apt::{Available, PrivateApt, run};
+use crate::apt::{Available, PrivateApt, remove_left, run};
 use crate::error::{Context, Error, Result};
 use crate::machine::{CACHE, lock};
 use crate::{load, nar};
@@ -105,11 +105,7 @@ const TOP: &str = "-all-packages";
 /// Makes the closures beside their final place, then renames.
 fn make(cache: &Path, place: &Path, count: usize) -> Result<()> {
     let (work, new) = (cache.join(".apt"), cache.join(".new"));
-    for dir in [&work, &new] {
-        if dir.exists() {
-            fs::remove_dir_all(dir).doing("removing", dir)?;
-        }
-    }
+    remove_left(&[&work, &new])?;
     println!("making closures of {count} Debian packages from {} and {}", SUITES[0], SUITES[1]);
     let mut apts = Vec::new();
     for suite in SUITES {

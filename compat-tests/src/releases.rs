@@ -9,7 +9,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::apt::{PrivateApt, run};
+use crate::apt::{PrivateApt, remove_left, run};
 use crate::error::{Context, Error, Result};
 
 /// Version and the Debian suite that ships it. Together they speak worker protocol 1.21, 1.34 and 1.38 (twice).
@@ -65,11 +65,7 @@ pub(crate) fn fetch_all(cache: &Path) -> Result<Vec<Release>> {
 fn fetch(cache: &Path, release: &Release, suite: &str) -> Result<()> {
     let work = cache.join(".apt").join(&release.version);
     let new = cache.join(format!(".new-{}", release.version));
-    for dir in [&work, &new, &release.prefix] {
-        if dir.exists() {
-            fs::remove_dir_all(dir).doing("removing", dir)?;
-        }
-    }
+    remove_left(&[&work, &new, &release.prefix])?;
     let root = work.join("root");
     for dir in [&root, &new.join("bin"), &new.join("lib"), &new.join("libexec/nix"), &new.join("share")] {
         fs::create_dir_all(dir).doing("creating", dir)?;

@@ -12,7 +12,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::apt::{PrivateApt, run};
+use crate::apt::{PrivateApt, remove_left, run};
 use crate::error::{Context, Error, Result};
 use crate::machine::{CACHE, lock};
 use crate::releases::{bind_to, copy, copy_libraries};
@@ -163,11 +163,7 @@ fn work(room: &Room, name: &str) -> Result<PathBuf> {
 /// Unpacks beside the final place, then renames.
 fn fetch(cache: &Path, place: &Path) -> Result<()> {
     let (work, new) = (cache.join(".apt/servers"), cache.join(".new-servers"));
-    for dir in [&work, &new] {
-        if dir.exists() {
-            fs::remove_dir_all(dir).doing("removing", dir)?;
-        }
-    }
+    remove_left(&[&work, &new])?;
     let root = work.join("root");
     for dir in [&root, &new.join("bin"), &new.join("lib")] {
         fs::create_dir_all(dir).doing("creating", dir)?;

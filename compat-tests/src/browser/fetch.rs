@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::apt::{PrivateApt, run};
+use crate::apt::{PrivateApt, remove_left, run};
 use crate::error::{Context, Result};
 use crate::releases::{bind_to, copy, copy_libraries};
 
@@ -32,11 +32,7 @@ pub(super) fn fetch(cache: &Path) -> Result<PathBuf> {
     }
     println!("fetching {PACKAGE} from Debian {SUITE}");
     let (work, new) = (cache.join(".apt"), cache.join(".new"));
-    for dir in [&work, &new] {
-        if dir.exists() {
-            fs::remove_dir_all(dir).doing("removing", dir)?;
-        }
-    }
+    remove_left(&[&work, &new])?;
     let root = work.join("root");
     let (bin, lib) = (new.join("bin"), new.join("lib"));
     for dir in [&root, &bin, &lib, &new.join("fonts")] {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::apt::{PrivateApt, run};
+use crate::apt::{PrivateApt, remove_left, run};
 use crate::error::{Context, Result};
 use crate::releases::{bind_to, copy, copy_libraries};
 
@@ -23,11 +23,7 @@ pub(super) fn fetch(cache: &Path) -> Result<PathBuf> {
     }
     println!("fetching jq from Debian {SUITE}");
     let (work, new) = (cache.join(".apt/functional-tools"), cache.join(".new-functional-tools"));
-    for dir in [&work, &new] {
-        if dir.exists() {
-            fs::remove_dir_all(dir).doing("removing", dir)?;
-        }
-    }
+    remove_left(&[&work, &new])?;
     let root = work.join("root");
     for dir in [&root, &new.join("bin"), &new.join("lib")] {
         fs::create_dir_all(dir).doing("creating", dir)?;

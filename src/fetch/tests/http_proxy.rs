@@ -1,33 +1,19 @@
 //! Downloads through a plain HTTP proxy, which is asked for whole URLs (RFC 9112, 3.2.2) as squid and others expect it.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
-use std::io::{self, Read, Write};
+mod common;
+
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
-use fetch::{Client, Download, DownloadOptions, Retry, Sink};
+use fetch::{Client, Download, DownloadOptions, Retry};
 use nix_compat::conf::Settings;
 use url::Url;
 
-struct Memory(Vec<u8>);
-
-impl Sink for Memory {
-    fn begin(&mut self, offset: u64, _expected: u64) -> io::Result<()> {
-        self.0.truncate(usize::try_from(offset).unwrap());
-        Ok(())
-    }
-
-    fn take(&mut self, piece: &[u8]) -> io::Result<()> {
-        self.0.extend_from_slice(piece);
-        Ok(())
-    }
-
-    fn can_restart(&self) -> bool {
-        true
-    }
-}
+use common::Memory;
 
 /// A proxy that knows what every server would say, and tells the heads of the requests.
 fn proxy() -> (SocketAddr, Receiver<String>) {

@@ -1,33 +1,19 @@
 //! Downloads through a SOCKS proxy.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
+mod common;
+
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use fetch::{Client, Download, DownloadOptions, Retry, Sink};
+use fetch::{Client, Download, DownloadOptions, Retry};
 use nix_compat::conf::Settings;
 use url::Url;
 
-struct Memory(Vec<u8>);
-
-impl Sink for Memory {
-    fn begin(&mut self, offset: u64, _expected: u64) -> io::Result<()> {
-        self.0.truncate(usize::try_from(offset).unwrap());
-        Ok(())
-    }
-
-    fn take(&mut self, piece: &[u8]) -> io::Result<()> {
-        self.0.extend_from_slice(piece);
-        Ok(())
-    }
-
-    fn can_restart(&self) -> bool {
-        true
-    }
-}
+use common::Memory;
 
 /// Answers every connection with the same words.
 fn server() -> SocketAddr {
