@@ -149,6 +149,16 @@ impl PrivateApt {
         Ok(debs)
     }
 
+    /// Downloads packages and everything they depend on, and unpacks below `root` those whose files' names are wanted.
+    pub fn unpack_closure(&self, packages: &[&str], root: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<()> {
+        for deb in self.download_closure(packages)? {
+            if is_wanted(&deb.file_name().unwrap_or_default().to_string_lossy()) {
+                run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(root))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The packages that the suite has.
     pub fn available(&self) -> Result<Vec<Available>> {
         let mut command = Command::new("apt-cache");

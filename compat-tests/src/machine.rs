@@ -1,6 +1,7 @@
 //! Brings a Debian machine to where the tests can run: packages, `/dev/fuse`, the Nix releases, stock's test data.
 
 use std::fs::{self, File, OpenOptions, Permissions};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -41,6 +42,12 @@ impl Machine {
             .find(|r| r.version == version)
             .ok_or_else(|| Error::Wrong(format!("no stock release {version}")))
     }
+}
+
+/// An address of the loopback interface at which nobody listens now.
+pub fn free_address() -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").doing("listening on", "the loopback interface")?;
+    listener.local_addr().doing("asking for the address of", "a listener")
 }
 
 /// Why tests cannot run here (no root, no FUSE), if so.

@@ -70,12 +70,8 @@ fn fetch(cache: &Path, release: &Release, suite: &str) -> Result<()> {
     for dir in [&root, &new.join("bin"), &new.join("lib"), &new.join("libexec/nix"), &new.join("share")] {
         fs::create_dir_all(dir).doing("creating", dir)?;
     }
-    for deb in PrivateApt::new(&work, "deb", suite)?.download_closure(&["nix-bin"])? {
-        let name = deb.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if ["lib", "nix-bin", "zlib", "bash-static"].iter().any(|p| name.starts_with(p)) {
-            run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&root))?;
-        }
-    }
+    let is_wanted = |name: &str| ["lib", "nix-bin", "zlib", "bash-static"].iter().any(|p| name.starts_with(p));
+    PrivateApt::new(&work, "deb", suite)?.unpack_closure(&["nix-bin"], &root, is_wanted)?;
     copy_libraries(&root, &root.join("usr/bin/nix"), &new.join("lib"))?;
     for file in fs::read_dir(new.join("lib")).doing("listing", new.join("lib"))?.flatten().map(|e| e.path()) {
         if file.file_name().is_some_and(|n| n.to_string_lossy().starts_with("libnix")) {

@@ -2,7 +2,7 @@
 //! room, listen on the loopback interface, and end when they are dropped.
 
 use std::fs::{self, File};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 
 use crate::apt::{PrivateApt, remove_left, run};
 use crate::error::{Context, Error, Result};
-use crate::machine::{CACHE, lock};
+use crate::machine::{CACHE, free_address, lock};
 use crate::releases::{bind_to, copy, copy_libraries};
 use crate::room::{Room, User};
 
@@ -49,7 +49,7 @@ impl Servers {
 
     /// nginx that serves the files of a directory, with nothing but its defaults.
     pub fn nginx(&self, room: &Room, files: &Path) -> Result<Server> {
-        let address = free()?;
+        let address = free_address()?;
         let dir = work(room, "nginx")?;
         let d = dir.display();
         let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
@@ -69,7 +69,7 @@ impl Servers {
 
     /// OpenSSH's server, which lets `user` in with a key.
     pub fn sshd(&self, room: &Room, user: User) -> Result<Ssh> {
-        let address = free()?;
+        let address = free_address()?;
         let dir = work(room, "sshd")?;
         for name in ["host", "own"] {
             let keygen = self.bin.join("ssh-keygen");
@@ -148,12 +148,6 @@ impl Drop for Server {
     }
 }
 
-/// A port of the loopback interface at which nobody listens now.
-fn free() -> Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0").doing("listening on", "the loopback interface")?;
-    listener.local_addr().doing("asking for the address of", "a listener")
-}
-
 fn work(room: &Room, name: &str) -> Result<PathBuf> {
     let dir = room.dir().join(name);
     fs::create_dir(&dir).doing("creating", &dir)?;
@@ -168,12 +162,8 @@ fn fetch(cache: &Path, place: &Path) -> Result<()> {
     for dir in [&root, &new.join("bin"), &new.join("lib")] {
         fs::create_dir_all(dir).doing("creating", dir)?;
     }
-    for deb in PrivateApt::new(&work, "deb", SUITE)?.download_closure(&PACKAGES)? {
-        let name = deb.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if ["lib", "zlib", "nginx", "openssh"].iter().any(|part| name.starts_with(part)) {
-            run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&root))?;
-        }
-    }
+    let is_wanted = |name: &str| ["lib", "zlib", "nginx", "openssh"].iter().any(|part| name.starts_with(part));
+    PrivateApt::new(&work, "deb", SUITE)?.unpack_closure(&PACKAGES, &root, is_wanted)?;
     for program in PROGRAMS {
         let (from, name) = (root.join(program), Path::new(program).file_name().unwrap_or_default());
         copy_libraries(&root, &from, &new.join("lib"))?;

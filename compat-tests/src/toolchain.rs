@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::apt::{PrivateApt, run};
+use crate::apt::{PrivateApt, remove_left, run};
 use crate::error::{Context, Error, Result};
 use crate::machine::{CACHE, lock};
 
@@ -47,9 +47,7 @@ impl Toolchain {
 /// Unpacks beside the final place, then renames.
 fn fetch(cache: &Path, place: &Path) -> Result<()> {
     let work = cache.join(".apt/toolchain");
-    if work.exists() {
-        fs::remove_dir_all(&work).doing("removing", &work)?;
-    }
+    remove_left(&[&work])?;
     let root = work.join("place/root");
     for (link, target) in LINKS {
         let directory = root.join(target);

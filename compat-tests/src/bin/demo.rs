@@ -3,7 +3,6 @@
 //! Every command is shown before its output. Any wrong result ends the demo with an error.
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -57,8 +56,7 @@ fn demo() -> Result<()> {
     println!("client:     nix {}, as Debian ships it, run by an unprivileged user", machine.newest().version);
     println!("/nix:       private to this demo (a mount namespace of its own), gone afterwards");
 
-    let free = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).doing("finding", "a free port")?;
-    let grpc = free.to_string();
+    let grpc = machine::free_address()?.to_string();
     let mut command = subject.command(&room, &build_conf())?;
     command.env(GRPC_VARIABLE, &grpc);
     let daemon = Daemon::spawn(command, &room, Path::new(SOCKET))?;

@@ -38,13 +38,11 @@ pub(super) fn fetch(cache: &Path) -> Result<PathBuf> {
     for dir in [&root, &bin, &lib, &new.join("fonts")] {
         fs::create_dir_all(dir).doing("creating", dir)?;
     }
-    for deb in PrivateApt::new(&work, "deb", SUITE)?.download_closure(&[PACKAGE])? {
-        let name = deb.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let is_wanted = |name: &str| {
         let begins = |list: &[&str]| list.iter().any(|begin| name.starts_with(begin));
-        if begins(&UNPACKED) && !begins(&LEFT_OUT) {
-            run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&root))?;
-        }
-    }
+        begins(&UNPACKED) && !begins(&LEFT_OUT)
+    };
+    PrivateApt::new(&work, "deb", SUITE)?.unpack_closure(&[PACKAGE], &root, is_wanted)?;
     let programs = root.join(PROGRAMS);
     copy_libraries(&root, &programs.join(PACKAGE), &lib)?;
     for file in fs::read_dir(&lib).doing("listing", &lib)?.flatten().map(|entry| entry.path()) {

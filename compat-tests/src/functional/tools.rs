@@ -28,12 +28,8 @@ pub(super) fn fetch(cache: &Path) -> Result<PathBuf> {
     for dir in [&root, &new.join("bin"), &new.join("lib")] {
         fs::create_dir_all(dir).doing("creating", dir)?;
     }
-    for deb in PrivateApt::new(&work, "deb", SUITE)?.download_closure(&["jq"])? {
-        let name = deb.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with("jq") || name.starts_with("lib") {
-            run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&root))?;
-        }
-    }
+    let is_wanted = |name: &str| name.starts_with("jq") || name.starts_with("lib");
+    PrivateApt::new(&work, "deb", SUITE)?.unpack_closure(&["jq"], &root, is_wanted)?;
     copy_libraries(&root, &root.join("usr/bin/jq"), &new.join("lib"))?;
     copy(&root.join("usr/bin/jq"), &new.join("bin/jq"))?;
     bind_to(&new.join("bin/jq"), &place.join("lib"))?;

@@ -1,11 +1,10 @@
 //! The services as a reflection client (evans, grpcurl) sees them.
 
-use std::net::TcpListener;
 use std::path::Path;
 
-use compat_tests::Who;
 use compat_tests::grpc::Server;
 use compat_tests::subject::{Daemon, GRPC_VARIABLE, SOCKET, default_conf};
+use compat_tests::{Who, machine};
 use data_encoding::BASE64;
 use serde_json::json;
 
@@ -16,7 +15,7 @@ const DIGEST: &str = "KOM3/IHEx7YfInAnlJpAElYezq0Sxn9fRz7xuClwNfA=";
 
 /// An address that nobody listens on.
 pub(crate) fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+    machine::free_address().unwrap().to_string()
 }
 
 /// A daemon that serves gRPC on this address.

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use compat_tests::checks::expect_contains;
-use compat_tests::{Call, Daemon, Release, Who};
+use compat_tests::{Call, Daemon, Release, Who, machine};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -17,7 +17,7 @@ use crate::{Setup, castored_setup, derivation};
 
 /// An address on which nobody listens.
 pub(crate) fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    machine::free_address().unwrap()
 }
 
 /// A daemon that serves what has been built, a path that refers to another, over HTTP.

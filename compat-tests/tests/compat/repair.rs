@@ -288,7 +288,7 @@ impl Drop for Neighbour {
 #[test]
 fn damaged_contents_come_from_another_castore() {
     let Some(s) = castored_setup("repair-castore") else { return };
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let address = crate::grpc::free_address();
     let daemon = s.start();
     let tree = s.room.tmp("tree");
     fs::create_dir_all(tree.join("below")).unwrap();

@@ -76,22 +76,21 @@ impl BlockCache {
         packs: &Packs,
         place: Place,
         end: usize,
-        is_right: impl FnOnce(&Bytes) -> bool,
+        is_right: impl Fn(&Bytes) -> bool,
     ) -> Option<Bytes> {
         let key = (place.pack, place.offset);
         let (counter, start) = match self.blocks.get(&key) {
-            Some(Decoded::Whole(block)) => {
-                self.hits.fetch_add(1, Ordering::Relaxed);
-                return Some(block);
+            Some(Decoded::Whole(block)) => (&self.hits, block),
+            Some(Decoded::Start(start)) => {
+                (&self.hits, Some(start).filter(|start| start.len() >= end && is_right(start))?)
             }
-            Some(Decoded::Start(start)) => (&self.hits, Some(start).filter(|start| start.len() >= end)?),
-            None => (&self.misses, packs.read_start(place, end)?),
+            None => {
+                let start = packs.read_start(place, end).filter(|start| is_right(start))?;
+                self.blocks.insert(key, Decoded::Start(start.clone()));
+                (&self.misses, start)
+            }
         };
-        if !is_right(&start) {
-            return None;
-        }
         counter.fetch_add(1, Ordering::Relaxed);
-        self.blocks.insert(key, Decoded::Start(start.clone()));
         Some(start)
     }
 

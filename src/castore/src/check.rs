@@ -332,10 +332,10 @@ impl ObjectStore {
                 _ => self.core.packs.read_unverified(entry.place).ok(),
             };
             last = Some((entry.place, raw.clone()));
-            let contents = raw.as_ref().and_then(|raw| contents(raw, &entry));
+            let contents = raw.as_ref().and_then(|raw| entry.contents_in(raw));
             match contents {
-                Some(contents) if is_list && !self.makes_blob_surely(&object.key, contents)? => left.push(object),
-                Some(contents) if verifies(&object.key, contents) => drop(writer.put(object.key, contents)?),
+                Some(contents) if is_list && !self.makes_blob_surely(&object.key, &contents)? => left.push(object),
+                Some(contents) if verifies(&object.key, &contents) => drop(writer.put(object.key, &contents)?),
                 _ => left.push(object),
             }
         }
@@ -415,7 +415,7 @@ fn check_block(core: &Core, place: Place, members: &[(ObjectKey, Entry)]) -> Vec
                 if !candidates.any(|row| row.key == *key && row.length == entry.length) {
                     return Some(DamagedObject { key: *key, damage: Damage::Elsewhere { pack, offset } });
                 }
-                let right = contents(&raw, entry).is_some_and(|contents| verifies(key, contents));
+                let right = entry.contents_in(&raw).is_some_and(|contents| verifies(key, &contents));
                 (!right).then_some(DamagedObject { key: *key, damage: Damage::Digest { pack, offset } })
             };
             members.iter().filter_map(judge).collect()
@@ -449,11 +449,6 @@ fn unreadable(core: &Core, members: &[(ObjectKey, Entry)], error: &PackError) ->
             Some(DamagedObject { key: *key, damage })
         })
         .collect()
-}
-
-fn contents<'a>(raw: &'a Bytes, entry: &Entry) -> Option<&'a [u8]> {
-    let start = entry.start as usize;
-    raw.get(start..start.checked_add(entry.length as usize)?)
 }
 
 /// Whether contents are what their key says. A list of chunks can only be seen to be one.

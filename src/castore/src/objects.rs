@@ -14,6 +14,8 @@ mod epochs;
 mod fingerprints;
 mod key;
 mod landing;
+#[cfg(test)]
+pub(crate) mod numbered;
 mod writer;
 
 use std::collections::HashMap;
@@ -24,8 +26,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::Digest;
 use crate::cache::BlockCache;
+use crate::check::verifies;
 use crate::index::{Each, Index, IndexError, IndexOptions, RecoveredIndex, Table};
 use crate::pack::{Form, PackError, Packs, SEAL_AT};
 use crate::prefetch::Prefetcher;
@@ -343,19 +345,11 @@ impl Core {
             let Some(entry) = self.entry(key)? else { return Ok(None) };
             // Who walks through directories has no use for the files that stand between them.
             let in_order = key.kind == ObjectKind::Directory || self.prefetcher.note(entry.place);
-            let start = entry.start as usize;
-            let end = start + entry.length as usize;
             if !in_order && let Some(contents) = self.get_alone(key, &entry) {
                 return Ok(Some(contents));
             }
             match self.cache.get(&self.packs, entry.place) {
-                Ok(block) => {
-                    return if end <= block.len() {
-                        Ok(Some(block.slice(start..end)))
-                    } else {
-                        Err(ObjectError::Entry(*key))
-                    };
-                }
+                Ok(block) => return entry.contents_in(&block).map(Some).ok_or(ObjectError::Entry(*key)),
                 // Collected between the two steps: the index knows better by now, if all is well.
                 Err(PackError::Gone(_)) if before != Some(entry) => before = Some(entry),
                 Err(source) => {
@@ -371,14 +365,13 @@ impl Core {
 
     /// The object without the rest of its block, if that is possible: it has to be what its digest says.
     fn get_alone(&self, key: &ObjectKey, entry: &Entry) -> Option<Bytes> {
-        let contents = entry.start as usize..entry.start as usize + entry.length as usize;
-        let is_right = |block: &Bytes| block.get(contents.clone()).is_some_and(|bytes| Digest::of(bytes) == key.digest);
-        let block = match key.kind {
-            ObjectKind::Chunk => self.cache.get_start(&self.packs, entry.place, contents.end, is_right)?,
-            // The digest of a list of chunks is that of its blob.
-            _ => return None,
-        };
-        (contents.end <= block.len()).then(|| block.slice(contents))
+        // The digest of a list of chunks is that of its blob.
+        if key.kind != ObjectKind::Chunk {
+            return None;
+        }
+        let is_right = |block: &Bytes| entry.contents_in(block).is_some_and(|contents| verifies(key, &contents));
+        let block = self.cache.get_start(&self.packs, entry.place, entry.end(), is_right)?;
+        entry.contents_in(&block)
     }
 }
 

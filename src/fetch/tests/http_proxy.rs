@@ -5,15 +5,10 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
-use fetch::{Client, Download, DownloadOptions, Retry};
-use nix_compat::conf::Settings;
-use url::Url;
-
-use common::Memory;
+use common::fetch;
 
 /// A proxy that knows what every server would say, and tells the heads of the requests.
 fn proxy() -> (SocketAddr, Receiver<String>) {
@@ -42,22 +37,12 @@ fn proxy() -> (SocketAddr, Receiver<String>) {
     (address, told)
 }
 
-fn fetch(url: &str, proxy: &str) -> Result<Vec<u8>, String> {
-    let variable = |name: &str| (name == "http_proxy").then(|| proxy.to_owned());
-    let mut settings = Settings::default();
-    assert!(settings.set("download-attempts", "1").unwrap());
-    let client = Client::new(Arc::new(Download::gather(&DownloadOptions::new(&settings), &variable)));
-    let mut memory = Memory(Vec::new());
-    client.fetch(&Url::parse(url).unwrap(), &mut memory, Retry::Always).map_err(|error| error.to_string())?;
-    Ok(memory.0)
-}
-
 #[test]
 fn a_proxy_is_asked_for_the_whole_url() {
     let (proxy, told) = proxy();
     // Without a scheme it is one for HTTP, as curl has it.
     for text in [format!("http://{proxy}"), proxy.to_string(), format!("http://me:se%20cret@{proxy}/")] {
-        assert_eq!(fetch("http://far.invalid:81/x?y", &text).unwrap(), b"hello");
+        assert_eq!(fetch("http://far.invalid:81/x?y", &[("http_proxy", &text)]).unwrap(), b"hello");
         let head = told.recv().unwrap().to_ascii_lowercase();
         assert!(head.starts_with("get http://far.invalid:81/x?y http/1.1\r\n"), "{head}");
         assert!(head.contains("\r\nhost: far.invalid:81\r\n"), "{head}");

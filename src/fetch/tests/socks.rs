@@ -5,15 +5,10 @@ mod common;
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use fetch::{Client, Download, DownloadOptions, Retry};
-use nix_compat::conf::Settings;
-use url::Url;
-
-use common::Memory;
+use common::fetch;
 
 /// Answers every connection with the same words.
 fn server() -> SocketAddr {
@@ -84,17 +79,6 @@ fn serve(mut stream: TcpStream, target: SocketAddr, reply: u8, tell: &Sender<(St
     let (mut back, mut from) = (stream.try_clone()?, there.try_clone()?);
     thread::spawn(move || io::copy(&mut from, &mut back).and_then(|_| back.shutdown(std::net::Shutdown::Both)).ok());
     io::copy(&mut stream, &mut there).map(drop)
-}
-
-/// Downloads with this environment.
-fn fetch(url: &str, variables: &[(&str, &str)]) -> Result<Vec<u8>, String> {
-    let variable = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
-    let mut settings = Settings::default();
-    assert!(settings.set("download-attempts", "1").unwrap());
-    let client = Client::new(Arc::new(Download::gather(&DownloadOptions::new(&settings), &variable)));
-    let mut memory = Memory(Vec::new());
-    client.fetch(&Url::parse(url).unwrap(), &mut memory, Retry::Always).map_err(|error| error.to_string())?;
-    Ok(memory.0)
 }
 
 #[test]

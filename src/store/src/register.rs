@@ -117,11 +117,10 @@ impl Store {
             let mut batch = Batch::default();
             let mut records = RecordWriter::new(self);
             for new in &paths {
-                let known = events.len();
-                let entry = self.add_to_batch(new.clone(), &offered, &mut numbers, &mut batch, &mut events)?;
+                let (entry, is_new) =
+                    self.add_to_batch(new.clone(), &offered, &mut numbers, &mut batch, &mut events)?;
                 let row = entry.encode();
-                // What is new is announced.
-                if events.len() > known {
+                if is_new {
                     records.new_path(&row)?
                 } else {
                     records.path(&row)?
@@ -143,6 +142,7 @@ impl Store {
         self.registered()
     }
 
+    /// The path as it will be, and whether it was not valid before.
     fn add_to_batch(
         &self,
         new: NewPath,
@@ -150,10 +150,10 @@ impl Store {
         numbers: &mut Numbers,
         batch: &mut Batch,
         events: &mut Vec<StoreEvent>,
-    ) -> Result<Entry> {
+    ) -> Result<(Entry, bool)> {
         let NewPath { mut info, node, pin: _ } = new;
         let digest = info.path.digest();
-        let entry = match self.entry_by_digest(&digest)? {
+        Ok(match self.entry_by_digest(&digest)? {
             Some(existing) => {
                 let mut existing = (*existing).clone();
                 existing.info.ultimate |= info.ultimate;
@@ -163,7 +163,7 @@ impl Store {
                 existing.info.signatures.extend(info.signatures.into_iter().take(room));
                 existing.info.deriver = existing.info.deriver.or(info.deriver);
                 existing.info.ca = existing.info.ca.or(info.ca);
-                existing
+                (existing, false)
             }
             None => {
                 for reference in &info.references {
@@ -181,10 +181,9 @@ impl Store {
                 let number = self.take_number(numbers)?;
                 batch.put(self.tables.numbers, &number.to_be_bytes(), digest.to_vec());
                 events.push(StoreEvent::Added { name: info.path.to_string(), number });
-                Entry { info, node, number }
+                (Entry { info, node, number }, true)
             }
-        };
-        Ok(entry)
+        })
     }
 
     /// Adds signatures to a valid path.

@@ -12,11 +12,12 @@ mod disk;
 mod inputs;
 pub(crate) mod rows;
 
+use compat_tests::Result;
 use compat_tests::machine::Machine;
-use compat_tests::{Result, Subject};
+use compat_tests::subject::default_conf;
 
-use crate::build::{Figure, median, show};
-use crate::sides::Side;
+use crate::build::Figure;
+use crate::sides::{Side, compare};
 use inputs::Inputs;
 
 /// How many times what takes time is measured.
@@ -53,21 +54,8 @@ pub(crate) fn bench(machine: &Machine) -> Result<bool> {
     println!("{:<50} {:>12} {:>14} {:>7} {:>9}", "engine", "stock", "castored", "ratio", "at most");
     let mut kept = true;
     for row in ROWS.iter().filter(is_wanted) {
-        let mut figures = [Vec::new(), Vec::new()];
-        for _ in 0..if row.varies { crate::rounds(ROUNDS) } else { 1 } {
-            for (subject, figures) in
-                [Subject::stock(machine.newest()), Subject::from_environment()?].into_iter().zip(&mut figures)
-            {
-                let name = if subject.is_stock() { "bench-stock" } else { "bench-castored" };
-                let side = Side::start(name, subject)?;
-                let measured = (row.measure)(&side, &inputs);
-                side.stop()?;
-                figures.push(measured?);
-            }
-        }
-        let [stock, castored] = &figures;
-        let lines = (0..castored[0].len()).map(|n| show(&castored[0][n], median(stock, n), median(castored, n)));
-        kept &= lines.fold(true, |kept, line| kept & line);
+        let rounds = if row.varies { crate::rounds(ROUNDS) } else { 1 };
+        kept &= compare(machine, rounds, &default_conf(), |side| (row.measure)(side, &inputs))?;
     }
     crate::show_load();
     Ok(kept)

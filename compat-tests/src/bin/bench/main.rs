@@ -41,6 +41,14 @@ pub(crate) fn rounds(usual: usize) -> usize {
     std::env::var(ROUNDS_VARIABLE).ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
 }
 
+/// Groups that can take less than they are meant to do so by this.
+const PART_VARIABLE: &str = "CASTORED_BENCH_PART";
+
+/// What part of its inputs a group is to take: one of so many.
+pub(crate) fn part() -> usize {
+    std::env::var(PART_VARIABLE).ok().and_then(|n| n.parse().ok()).filter(|n| *n > 0).unwrap_or(1)
+}
+
 /// Prints how busy the machine is.
 pub(crate) fn show_load() {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();

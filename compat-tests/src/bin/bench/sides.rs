@@ -10,6 +10,8 @@ use compat_tests::subject::{SOCKET, default_conf};
 use compat_tests::{Error, Result, Room, Subject};
 use nix::unistd::Pid;
 
+use crate::build::{Figure, median, show};
+
 /// What stock 2.34.8's own client speaks.
 pub(crate) const MINOR: u64 = 38;
 
@@ -83,6 +85,31 @@ impl Side {
 
 fn joined(thread: JoinHandle<Result<()>>) -> Result<()> {
     thread.join().unwrap_or_else(|_| Err(Error::Wrong("the thread of a daemon panicked".into())))
+}
+
+/// Measures the same with one and the other in turn, each time with a daemon that is started anew on an empty store, with
+/// this nix.conf. Prints the medians of the rounds; answers whether all targets are reached.
+pub(crate) fn compare(
+    machine: &Machine,
+    rounds: usize,
+    conf: &str,
+    measure: impl Fn(&Side) -> Result<Vec<Figure>>,
+) -> Result<bool> {
+    let mut figures = [Vec::new(), Vec::new()];
+    for _ in 0..rounds {
+        for (subject, figures) in
+            [Subject::stock(machine.newest()), Subject::from_environment()?].into_iter().zip(&mut figures)
+        {
+            let name = if subject.is_stock() { "bench-stock" } else { "bench-castored" };
+            let side = Side::start_with(name, subject, conf.to_owned())?;
+            let measured = measure(&side);
+            side.stop()?;
+            figures.push(measured?);
+        }
+    }
+    let [stock, castored] = &figures;
+    let lines = (0..castored[0].len()).map(|n| show(&castored[0][n], median(stock, n), median(castored, n)));
+    Ok(lines.fold(true, |kept, line| kept & line))
 }
 
 /// Both of them.

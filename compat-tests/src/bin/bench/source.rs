@@ -24,8 +24,6 @@ use crate::sides::Side;
 
 /// Paths of a closure: 1 GB.
 const PATHS: usize = 200;
-/// Divides them.
-const PART_VARIABLE: &str = "CASTORED_BENCH_PART";
 /// The source's gRPC socket, beside the one of its worker protocol.
 const GRPC_SOCKET: &str = "grpc";
 /// A command may take this long.
@@ -37,7 +35,7 @@ const SHARE: f64 = 0.3;
 
 /// Whether the target is reached.
 pub(crate) fn bench(machine: &Machine) -> Result<bool> {
-    let part = std::env::var(PART_VARIABLE).ok().and_then(|n| n.parse().ok()).filter(|n| *n > 0).unwrap_or(1);
+    let part = crate::part();
     let closures = packages::closures((PATHS / part).max(2))?;
     let client = Arc::new(machine.newest().clone());
     let source = Side::start("bench-source", Subject::from_environment()?)?;

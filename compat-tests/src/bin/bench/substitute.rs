@@ -9,12 +9,12 @@ mod delay;
 mod rows;
 mod server;
 
+use compat_tests::Result;
 use compat_tests::machine::Machine;
-use compat_tests::{Result, Subject};
 
-use crate::build::{Figure, median, show};
+use crate::build::Figure;
 use crate::engine::ROWS_VARIABLE;
-use crate::sides::Side;
+use crate::sides::{Side, compare};
 use caches::Caches;
 use rows::Scene;
 
@@ -45,21 +45,7 @@ pub(crate) fn bench(machine: &Machine) -> Result<bool> {
     let mut kept = true;
     for row in ROWS.iter().filter(is_wanted) {
         let scene = (row.scene)(&caches)?;
-        let mut figures = [Vec::new(), Vec::new()];
-        for _ in 0..crate::rounds(ROUNDS) {
-            for (subject, figures) in
-                [Subject::stock(machine.newest()), Subject::from_environment()?].into_iter().zip(&mut figures)
-            {
-                let name = if subject.is_stock() { "bench-stock" } else { "bench-castored" };
-                let side = Side::start_with(name, subject, scene.conf.clone())?;
-                let measured = (row.measure)(&side, &scene);
-                side.stop()?;
-                figures.push(measured?);
-            }
-        }
-        let [stock, castored] = &figures;
-        let lines = (0..castored[0].len()).map(|n| show(&castored[0][n], median(stock, n), median(castored, n)));
-        kept &= lines.fold(true, |kept, line| kept & line);
+        kept &= compare(machine, crate::rounds(ROUNDS), &scene.conf, |side| (row.measure)(side, &scene))?;
     }
     crate::show_load();
     Ok(kept)

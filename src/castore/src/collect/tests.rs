@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{CollectError, Swept};
-use crate::Digest;
+use crate::objects::numbered::{contents, key};
 use crate::objects::{ObjectKey, ObjectKind, ObjectStore, Options};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -13,16 +13,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 fn open(dir: &std::path::Path) -> Arc<ObjectStore> {
     // Small packs, so that there are many.
     ObjectStore::open(dir, Options { seal_at: 64 << 10, ..Options::default() }).unwrap()
-}
-
-fn contents(number: u64) -> Vec<u8> {
-    let mut contents = vec![0; 500];
-    blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut contents);
-    contents
-}
-
-fn key(number: u64) -> ObjectKey {
-    ObjectKey { kind: ObjectKind::Chunk, digest: Digest::of(&contents(number)) }
 }
 
 fn put(store: &Arc<ObjectStore>, numbers: impl IntoIterator<Item = u64>) {

@@ -28,9 +28,7 @@ impl Engine {
         let collection = self.objects.begin_collection(patience)?;
         Ok(Garbage { engine: Arc::clone(self), collection })
     }
-}
 
-impl Engine {
     /// Forgets of these objects, which are damaged, those whose pack's file is lost: they are no longer there.
     ///
     /// # Errors

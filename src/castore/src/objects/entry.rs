@@ -1,5 +1,7 @@
 //! The bytes of an object's entry in the index.
 
+use bytes::Bytes;
+
 use crate::pack::Place;
 
 const LENGTH: usize = 24;
@@ -15,6 +17,17 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// The object's contents in its block, or in as much of it as there is; none if they are not there.
+    pub(crate) fn contents_in(&self, raw: &Bytes) -> Option<Bytes> {
+        let (start, end) = (self.start as usize, self.end());
+        (end <= raw.len()).then(|| raw.slice(start..end))
+    }
+
+    /// Where it ends in the block's raw payload.
+    pub(crate) fn end(&self) -> usize {
+        self.start as usize + self.length as usize
+    }
+
     pub(crate) fn encode(&self) -> [u8; LENGTH] {
         let mut bytes = [0; LENGTH];
         bytes[0..4].copy_from_slice(&self.place.pack.to_le_bytes());

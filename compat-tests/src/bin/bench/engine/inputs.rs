@@ -25,8 +25,6 @@ const PATHS: usize = 200;
 const DERIVATIONS: usize = 2_000;
 /// Trees that are added at once.
 pub(super) const CLIENTS: usize = 8;
-/// Divides all of it.
-const PART_VARIABLE: &str = "CASTORED_BENCH_PART";
 
 /// The inputs of all rows, in a directory that goes away with them.
 pub(super) struct Inputs {
@@ -45,7 +43,7 @@ impl Inputs {
         let prefix = format!("castored-room-{}-engine-", std::process::id());
         let dir = tempfile::Builder::new().prefix(&prefix).tempdir_in("/var/tmp").doing("creating", "/var/tmp")?;
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).doing("opening to all", dir.path())?;
-        let part = std::env::var(PART_VARIABLE).ok().and_then(|n| n.parse().ok()).filter(|n| *n > 0).unwrap_or(1);
+        let part = crate::part();
         Ok(Self {
             client: Arc::new(machine.newest().clone()),
             part,

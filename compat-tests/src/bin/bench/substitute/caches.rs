@@ -17,8 +17,6 @@ const SMALL: usize = 12_000;
 const LARGE: u64 = 1_000_000_000;
 /// Paths whose infos are asked for.
 const ASKED: usize = 5_000;
-/// Divides all of it.
-const PART_VARIABLE: &str = "CASTORED_BENCH_PART";
 /// Compressing may take so long.
 const LIMIT: Duration = Duration::from_secs(3600);
 
@@ -39,7 +37,7 @@ pub(super) struct Published {
 
 impl Caches {
     pub(super) fn new(machine: &Machine) -> Result<Self> {
-        let part = std::env::var(PART_VARIABLE).ok().and_then(|n| n.parse().ok()).filter(|n| *n > 0).unwrap_or(1);
+        let part = crate::part();
         let dir = Path::new(CACHE).join(format!("caches-{part}"));
         fs::create_dir_all(&dir).doing("creating", &dir)?;
         Ok(Self { client: machine.newest().clone(), dir, part })

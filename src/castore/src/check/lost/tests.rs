@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::Digest;
 use crate::check::Checked;
-use crate::objects::{ObjectError, ObjectKey, ObjectKind, ObjectStore, Options};
+use crate::objects::numbered::{contents, key};
+use crate::objects::{ObjectError, ObjectKey, ObjectStore, Options};
 use crate::pack::PackError;
 
 /// Objects in a store that has several packs of them.
@@ -17,16 +17,6 @@ const SEALED: u32 = 3;
 fn open(dir: &Path) -> Arc<ObjectStore> {
     // Small packs, and nothing is answered from memory.
     ObjectStore::open(dir, Options { seal_at: 64 << 10, cache_bytes: 0, ..Options::default() }).unwrap()
-}
-
-fn contents(number: u64) -> Vec<u8> {
-    let mut contents = vec![0; 500];
-    blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut contents);
-    contents
-}
-
-fn key(number: u64) -> ObjectKey {
-    ObjectKey { kind: ObjectKind::Chunk, digest: Digest::of(&contents(number)) }
 }
 
 /// Puts objects a few at a time, as the imports of small paths do.
