@@ -175,6 +175,13 @@ impl Session {
         Ok(self.writer.flush()?)
     }
 
+    /// Nothing more is put: what was becomes visible while the caller does something else, until it
+    /// [finishes](Session::finish).
+    pub fn close(&mut self) -> Result<(), Error> {
+        self.window = Vec::new();
+        Ok(self.writer.start_flush()?)
+    }
+
     /// Makes everything put visible and ends the session; the answer keeps it from being collected.
     pub fn finish(mut self) -> Result<Hold, Error> {
         self.flush()?;

@@ -42,7 +42,7 @@ pub use costs::{MAX_COSTS, PathCost};
 pub use damage::DamageListener;
 pub use error::{Error, Result, causes};
 pub use gc::{GcAction, GcOptions, GcOutcome, GcScope, GcStep, GcWatch};
-pub use nar_in::{AddOptions, Ingested, Pin};
+pub use nar_in::{AddOptions, Ingested, Pin, Reading};
 pub use quarantine::Quarantined;
 pub use rebuild::{Dropped, Rebuilt};
 pub use record::Entry;

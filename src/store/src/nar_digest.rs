@@ -118,19 +118,47 @@ impl Digester {
     /// # Errors
     /// When the thread cannot be had back (it panicked).
     pub(crate) fn finish(self, last: Bytes) -> io::Result<NarFacts> {
-        let digest = match self.0 {
+        self.close(last)?.wait()
+    }
+
+    /// Takes in the last piece, without waiting for the thread.
+    ///
+    /// # Errors
+    /// When the thread is gone.
+    pub(crate) fn close(self, last: Bytes) -> io::Result<Closed> {
+        match self.0 {
             Stage::Inline(mut digest) => {
                 digest.update(&last);
-                *digest
+                Ok(Closed::Done(digest))
             }
             Stage::Threaded(send, thread) => {
                 send.send(last).map_err(|_| io::Error::other("the digesting thread ended"))?;
-                drop(send);
-                thread.join().map_err(|_| io::Error::other("the digesting thread panicked"))?
+                Ok(Closed::Threaded(thread))
             }
-            Stage::Moving => return Err(no_thread()),
-        };
-        Ok(digest.finish())
+            Stage::Moving => Err(no_thread()),
+        }
+    }
+}
+
+/// A stream that has ended, and may still be under way to the digest.
+pub(crate) enum Closed {
+    Done(Box<NarDigest>),
+    Threaded(JoinHandle<NarDigest>),
+}
+
+impl Closed {
+    /// What was computed over all of it.
+    ///
+    /// # Errors
+    /// When the thread cannot be had back (it panicked).
+    pub(crate) fn wait(self) -> io::Result<NarFacts> {
+        match self {
+            Self::Done(digest) => Ok(digest.finish()),
+            Self::Threaded(thread) => {
+                let digest = thread.join().map_err(|_| io::Error::other("the digesting thread panicked"))?;
+                Ok(digest.finish())
+            }
+        }
     }
 }
 
@@ -151,12 +179,12 @@ impl<R: Read> DigestingReader<R> {
         Self { inner, pending: Vec::new(), digester: Digester::new(digest) }
     }
 
-    /// What was computed over all bytes read through this one.
+    /// Ends the stream with what has been read through this one.
     ///
     /// # Errors
-    /// Those of [`Digester::finish`].
-    pub(crate) fn finish(self) -> io::Result<NarFacts> {
-        self.digester.finish(self.pending.into())
+    /// Those of [`Digester::close`].
+    pub(crate) fn close(self) -> io::Result<Closed> {
+        self.digester.close(self.pending.into())
     }
 }
 
@@ -183,7 +211,7 @@ mod tests {
             let mut reader = DigestingReader::new(&data[..], NarDigest::new(Some(Algorithm::Sha1), None));
             let mut out = Vec::new();
             reader.read_to_end(&mut out).unwrap();
-            let facts = reader.finish().unwrap();
+            let facts = reader.close().unwrap().wait().unwrap();
             assert_eq!(out, data);
             assert_eq!(facts.nar_size, len as u64);
             assert_eq!(*facts.nar_hash.as_bytes(), <[u8; 32]>::from(Sha256::digest(&data)));

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use castore::Node;
-use castore::engine::Hold;
+use castore::engine::{Hold, Session};
 use nix_compat::content_address::{ContentAddress, Method};
 use nix_compat::hash::{Algorithm, Hash, Hasher};
 use nix_compat::nar::NarReader;
@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 
 use crate::claims;
 use crate::error::{Error, Result};
-use crate::nar_digest::{Digester, DigestingReader, NarDigest, NarFacts};
+use crate::nar_digest::{Closed, Digester, DigestingReader, NarDigest, NarFacts};
 use crate::nar_tree::read_tree;
 use crate::register::NewPath;
 use crate::scan::ReferenceScanner;
@@ -82,16 +82,16 @@ impl Store {
     /// # Errors
     /// [`Error::Nar`] for a malformed archive or a broken stream.
     pub fn import_nar(&self, reader: &mut dyn Read, digest: NarDigest) -> Result<Ingested> {
-        self.import_nar_here(reader, digest).inspect_err(|error| self.give_back_if_full(error))
+        let imported = self.read_nar(reader, digest).and_then(Import::finish);
+        imported.inspect_err(|error| self.give_back_if_full(error))
     }
 
-    fn import_nar_here(&self, reader: &mut dyn Read, digest: NarDigest) -> Result<Ingested> {
+    fn read_nar(&self, reader: &mut dyn Read, digest: NarDigest) -> Result<Import> {
         let mut session = self.engine.session();
         let mut nar = NarReader::new(DigestingReader::new(reader, digest));
         let node = read_tree(&mut nar, &mut session)?;
-        let pin = Pin::from(session.finish()?);
-        let facts = nar.into_inner().finish().map_err(hashing)?;
-        Ok(Ingested { node, nar: facts, pin })
+        let digest = nar.into_inner().close().map_err(hashing)?;
+        Ok(Import { session, node, digest })
     }
 
     /// What an import has written that the disk was too small for is no use to anybody: a sweep takes it away.
@@ -273,9 +273,38 @@ impl Store {
     /// As there.
     pub fn import_with_info(&self, info: PathInfo, reader: &mut dyn Read) -> Result<NewPath> {
         let ingested = self.import_nar(reader, NarDigest::new(claims::nar_algorithm(&info), None))?;
+        self.new_path(info, ingested)
+    }
+
+    /// Contents as the path they are said to be, which they have to be.
+    fn new_path(&self, info: PathInfo, ingested: Ingested) -> Result<NewPath> {
         self.check_claims(&info, &ingested.node, &ingested.nar)?;
         let info = PathInfo { nar_size: ingested.nar.nar_size, ..info };
         Ok(NewPath { info, node: ingested.node, pin: Some(ingested.pin) })
+    }
+
+    /// As [`Store::import_with_info`], but only reads: what has been read may still be under way to the disk and to the
+    /// hash, so that the next archive of a stream can be read meanwhile.
+    ///
+    /// # Errors
+    /// Those of [`Store::import_nar`].
+    pub fn read_with_info(&self, info: PathInfo, reader: &mut dyn Read) -> Result<Reading> {
+        let digest = NarDigest::new(claims::nar_algorithm(&info), None);
+        let read = self.read_nar(reader, digest).and_then(|mut import| {
+            import.session.close()?;
+            Ok(import)
+        });
+        let import = read.inspect_err(|error| self.give_back_if_full(error))?;
+        Ok(Reading { info, import })
+    }
+
+    /// Waits for what [`Store::read_with_info`] has left under way, and checks it.
+    ///
+    /// # Errors
+    /// As for [`Store::import_with_info`].
+    pub fn finish_reading(&self, reading: Reading) -> Result<NewPath> {
+        let ingested = reading.import.finish().inspect_err(|error| self.give_back_if_full(error))?;
+        self.new_path(reading.info, ingested)
     }
 
     /// As [`Store::import_with_info`], for what `dump` writes on a thread of its own.
@@ -288,9 +317,7 @@ impl Store {
         dump: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send,
     ) -> Result<NewPath> {
         let ingested = self.ingest_written(dump, NarDigest::new(claims::nar_algorithm(&info), None))?;
-        self.check_claims(&info, &ingested.node, &ingested.nar)?;
-        let info = PathInfo { nar_size: ingested.nar.nar_size, ..info };
-        Ok(NewPath { info, node: ingested.node, pin: Some(ingested.pin) })
+        self.new_path(info, ingested)
     }
 
     /// The hash of a single file's bytes; `what` names it in the error.
@@ -305,6 +332,38 @@ impl Store {
             Ok(())
         })?;
         Ok(hasher.finalize())
+    }
+}
+
+/// An archive that has been read to its end, whose contents may be under way still.
+struct Import {
+    session: Session,
+    node: Node,
+    digest: Closed,
+}
+
+impl Import {
+    fn finish(self) -> Result<Ingested> {
+        let pin = Pin::from(self.session.finish()?);
+        let nar = self.digest.wait().map_err(hashing)?;
+        Ok(Ingested { node: self.node, nar, pin })
+    }
+}
+
+/// The contents of a path that have been read and not been checked; see [`Store::read_with_info`].
+///
+/// Memory: the blocks on their way to the packs, and a few pieces of the archive on their way to the hash.
+#[must_use = "nothing is known of contents that are not checked"]
+pub struct Reading {
+    info: PathInfo,
+    import: Import,
+}
+
+impl Reading {
+    /// The path it is said to be.
+    #[must_use]
+    pub fn path(&self) -> &StorePath {
+        &self.info.path
     }
 }
 

@@ -91,6 +91,12 @@ impl ObjectWriter {
         Ok(self.recent.contains(key) || self.store.core.touch(key)?)
     }
 
+    /// Sees to it that everything put so far becomes visible, without waiting for it.
+    pub fn start_flush(&mut self) -> Result<(), ObjectError> {
+        let last = self.last_block()?;
+        if last.is_empty() { Ok(()) } else { self.land(last) }
+    }
+
     /// Makes everything put so far visible.
     pub fn flush(&mut self) -> Result<(), ObjectError> {
         if self.failed {

@@ -1,5 +1,6 @@
 //! AddMultipleToStore: a closure in one stream.
 
+use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use build::Gate;
 use nix_compat::path_info::PathInfo;
 use nix_compat::wire::{ReadError, Reader};
 use nix_compat::worker::{Payload, Protocol, Response, read_path_info};
-use store::{NewPath, SignaturePolicy, Store};
+use store::{NewPath, Reading, SignaturePolicy, Store};
 
 use super::add::refuse_trailing_bytes;
 use crate::connection::Input;
@@ -17,6 +18,8 @@ use crate::payload::{self, PayloadReader};
 
 /// Paths registered in one commit.
 const BATCH: usize = 256;
+/// Paths that have been read and may still be under way to the disk and to their hashes, while the next one is read.
+const UNDER_WAY: usize = 4;
 /// The largest path info accepted; a path with 100,000 references has less.
 const MAX_INFO: usize = 16 << 20;
 
@@ -33,6 +36,7 @@ pub(super) async fn add(
         keys: session.keys.clone(),
         check: session.settings.require_sigs && !(dont_check_sigs && session.is_trusted()),
         gate: session.gate.clone(),
+        under_way: VecDeque::new(),
         batch: Vec::new(),
     };
     payload::receive(session, input, payload, move |reader| importer.run(reader)).await?;
@@ -47,6 +51,7 @@ struct Importer {
     check: bool,
     /// What the running build may see that the client is part of. It gets to see what it sends.
     gate: Option<Arc<Gate>>,
+    under_way: VecDeque<Reading>,
     batch: Vec<NewPath>,
 }
 
@@ -79,7 +84,8 @@ impl Importer {
     fn import(&mut self, info: PathInfo, stream: &mut BufReader<&mut PayloadReader>) -> Result<(), OpError> {
         self.temp_roots.add(&info.path);
         let mut nar = stream.take(info.nar_size);
-        let waiting = self.batch.iter().any(|new| new.info.path == info.path);
+        let mut read = self.batch.iter().map(|new| &new.info.path).chain(self.under_way.iter().map(Reading::path));
+        let waiting = read.any(|path| *path == info.path);
         let may_know = self.gate.as_ref().is_none_or(|gate| gate.allows(&info.path));
         if waiting || (may_know && self.store.is_valid(&info.path)?) {
             let expected = info.nar_size;
@@ -90,9 +96,12 @@ impl Importer {
         self.store.check_signatures(&info, policy)?;
         // A .drv is read when it is registered, and those it depends on must be valid by then.
         let is_derivation = info.path.is_derivation();
-        self.batch.push(self.store.import_with_info(info, &mut nar)?);
+        self.under_way.push_back(self.store.read_with_info(info, &mut nar)?);
         if nar.limit() > 0 {
             return Err(store::Error::TrailingBytes.into());
+        }
+        if self.under_way.len() > UNDER_WAY {
+            self.finish_one()?;
         }
         if is_derivation || self.batch.len() >= BATCH {
             self.register()?;
@@ -100,7 +109,24 @@ impl Importer {
         Ok(())
     }
 
+    fn finish_one(&mut self) -> Result<(), OpError> {
+        if let Some(reading) = self.under_way.pop_front() {
+            self.batch.push(self.store.finish_reading(reading)?);
+        }
+        Ok(())
+    }
+
+    /// Registers what has been read; all that is right of it, if something is not.
     fn register(&mut self) -> Result<(), OpError> {
+        let mut finished = Ok(());
+        while !self.under_way.is_empty() {
+            finished = finished.and(self.finish_one());
+        }
+        self.register_batch()?;
+        finished
+    }
+
+    fn register_batch(&mut self) -> Result<(), OpError> {
         let batch = std::mem::take(&mut self.batch);
         let sent: Vec<_> = match &self.gate {
             Some(_) => batch.iter().map(|new| (new.info.path.clone(), new.info.nar_hash)).collect(),
