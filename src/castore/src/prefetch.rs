@@ -23,6 +23,8 @@ const STREAMS: usize = 16;
 const THREADS: usize = 2;
 /// Blocks that may wait for a thread.
 const QUEUE: usize = 2 * STREAMS;
+/// Bytes that one who reads in order may pass over: blocks of directories, and of what was imported at the same time.
+const GAP: u64 = 256 << 10;
 /// How far ahead of its reader a stream is kept, in bytes of the pack: some eight blocks.
 const AHEAD: u64 = 512 << 10;
 
@@ -34,6 +36,8 @@ struct Stream {
     next: u64,
     /// Up to where blocks are decoded or about to be; not before `next`.
     scheduled: u64,
+    /// Its reader has gone on from one block to a later one before.
+    moves: bool,
     /// When it was last read from, by the count of advances.
     used: u64,
     /// A job is under way that will see to the rest.
@@ -58,13 +62,16 @@ impl Streams {
     fn advance(&mut self, place: Place) -> (bool, Option<Job>) {
         self.count += 1;
         let end = place.offset + u64::from(place.length);
-        let followed =
-            |stream: &&mut Stream| stream.pack == place.pack && (stream.next == place.offset || stream.next == end);
+        let followed = |stream: &&mut Stream| {
+            stream.pack == place.pack
+                && (stream.next == end || (stream.next..=stream.next + GAP).contains(&place.offset))
+        };
         let Some(stream) = self.all.iter_mut().find(followed) else {
             // Perhaps the beginning of one.
             if let Some(oldest) = self.all.iter_mut().filter(|stream| !stream.running).min_by_key(|stream| stream.used)
             {
-                *oldest = Stream { pack: place.pack, next: end, scheduled: end, used: self.count, running: false };
+                let (pack, used) = (place.pack, self.count);
+                *oldest = Stream { pack, next: end, scheduled: end, moves: false, used, running: false };
             }
             return (false, None);
         };
@@ -73,7 +80,14 @@ impl Streams {
             // Another object of the block it is at.
             return (true, None);
         }
+        // Once may be chance, unless it is the very next block.
+        let in_order = stream.next == place.offset || stream.moves;
+        stream.moves = true;
         stream.next = end;
+        if !in_order {
+            stream.scheduled = stream.scheduled.max(end);
+            return (false, None);
+        }
         stream.scheduled = stream.scheduled.max(end);
         if stream.running || stream.scheduled >= end + AHEAD {
             return (true, None);
@@ -227,6 +241,19 @@ mod tests {
         for number in [9, 4, 20, 2, 31, 7, 25] {
             assert!(matches!(streams.advance(block(1, number)), (false, None)));
         }
+    }
+
+    #[test]
+    fn who_passes_over_a_few_blocks_reads_in_order_all_the_same() {
+        let mut streams = Streams::default();
+        streams.advance(block(1, 0));
+        assert!(matches!(streams.advance(block(1, 2)), (false, None)), "it may be chance");
+        let (in_order, job) = streams.advance(block(1, 5));
+        assert!(in_order);
+        assert_eq!(run(&mut streams, job)[0], block(1, 6).offset);
+        let (in_order, job) = streams.advance(block(1, 8));
+        assert!(in_order && job.is_some());
+        assert!(matches!(streams.advance(block(1, 20)), (false, None)), "that is too far");
     }
 
     #[test]

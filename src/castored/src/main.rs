@@ -32,6 +32,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+/// Threads hand blocks and pieces of archives to each other all the time. What glibc's allocator keeps of them for the
+/// thread that first had them came to 500 MiB in a daemon that sent a closure of 1 GB, and comes to 170 MiB with this one.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let called_as = arguments.first().and_then(|name| Path::new(name).file_name()).and_then(|name| name.to_str());

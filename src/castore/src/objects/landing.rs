@@ -1,5 +1,6 @@
 //! From a gathered block to entries in the index: compress, append, enter. Done by a few shared threads.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
@@ -8,10 +9,12 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{Core, ObjectError};
 use crate::index::Batch;
-use crate::pack::{BlockBuilder, Form};
+use crate::pack::{BlockBuilder, EncodedBlock, Form};
 
 /// Blocks that may wait for a thread, per thread.
 const QUEUE_PER_WORKER: usize = 2;
+/// Blocks of one writer that may be under way: bounds its memory to about this many times a block.
+const MAX_OUTSTANDING: u64 = 8;
 
 impl Core {
     /// Compresses `block`, appends it to a pack and enters its objects into the index, together with what `with` changes.
@@ -22,6 +25,9 @@ impl Core {
 }
 
 /// The blocks of one writer that threads have not landed yet.
+///
+/// They are compressed in any order, and appended in the order in which they were gathered: who reads a tree later takes
+/// its blocks one after the other, and can be kept ahead of.
 #[derive(Default)]
 pub(super) struct Outstanding {
     state: Mutex<OutstandingState>,
@@ -30,67 +36,136 @@ pub(super) struct Outstanding {
 
 #[derive(Default)]
 struct OutstandingState {
-    blocks: usize,
+    /// So many blocks were begun; each has the number of those before it.
+    begun: u64,
+    /// The number of the block that is appended next, or is being appended.
+    next: u64,
+    /// Blocks that are compressed and wait for their turn, or have failed.
+    ready: BTreeMap<u64, Result<Compressed, ObjectError>>,
+    /// A thread appends those whose turn it is.
+    appending: bool,
+    /// That thread panicked: nobody will append what waits.
+    broken: bool,
     error: Option<ObjectError>,
 }
 
-impl Outstanding {
-    /// Counts one more block, after waiting until there are fewer than `limit`. Fails with the error of an earlier
-    /// block.
-    fn begin(&self, limit: usize) -> Result<(), ObjectError> {
-        let mut state = self.state.lock();
-        while state.blocks >= limit && state.error.is_none() {
-            self.changed.wait(&mut state);
-        }
-        if let Some(error) = state.error.take() {
-            return Err(error);
-        }
-        state.blocks += 1;
-        Ok(())
+/// A block, and what it comes to in a pack.
+struct Compressed {
+    block: BlockBuilder,
+    encoded: EncodedBlock,
+}
+
+impl OutstandingState {
+    fn blocks(&self) -> u64 {
+        self.begun - self.next
     }
 
-    fn end(&self, result: Result<(), ObjectError>) {
-        let mut state = self.state.lock();
-        state.blocks -= 1;
-        if let Err(error) = result {
-            state.error.get_or_insert(error);
+    fn take_error(&mut self) -> Result<(), ObjectError> {
+        if self.broken {
+            return Err(ObjectError::Stopped);
         }
-        self.changed.notify_all();
+        self.error.take().map_or(Ok(()), Err)
+    }
+}
+
+impl Outstanding {
+    /// Begins one more block, after waiting until fewer than `limit` are under way; its number. Fails with the error of
+    /// an earlier block.
+    fn begin(&self, limit: u64) -> Result<u64, ObjectError> {
+        let mut state = self.state.lock();
+        while state.blocks() >= limit && state.error.is_none() && !state.broken {
+            self.changed.wait(&mut state);
+        }
+        state.take_error()?;
+        state.begun += 1;
+        Ok(state.begun - 1)
+    }
+
+    /// Lands the block of this number if it is its turn, and those that have waited for it; else it waits for its turn.
+    fn land(&self, core: &Core, number: u64, compressed: Result<Compressed, ObjectError>) {
+        let mut state = self.state.lock();
+        state.ready.insert(number, compressed);
+        if std::mem::replace(&mut state.appending, true) {
+            return;
+        }
+        let mut appending = Appending { outstanding: self, whole: false };
+        loop {
+            let next = state.next;
+            let Some(compressed) = state.ready.remove(&next) else { break };
+            drop(state);
+            let landed = compressed.and_then(|Compressed { block, encoded }| {
+                let landing = core.packs.append(encoded)?;
+                core.enter(&block, landing, Batch::new())
+            });
+            state = self.state.lock();
+            state.next += 1;
+            if let Err(error) = landed {
+                state.error.get_or_insert(error);
+            }
+            self.changed.notify_all();
+        }
+        state.appending = false;
+        appending.whole = true;
     }
 
     /// Waits for all blocks; the first error, if there was one.
     pub(super) fn wait(&self) -> Result<(), ObjectError> {
         let mut state = self.state.lock();
-        while state.blocks > 0 {
+        while state.blocks() > 0 && !state.broken {
             self.changed.wait(&mut state);
         }
-        state.error.take().map_or(Ok(()), Err)
+        state.take_error()
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.state.lock().blocks == 0
+        self.state.lock().blocks() == 0
     }
 }
 
-/// Ends a block's count also when the thread that lands it panics.
+/// Has nobody wait for ever when the thread that appends panics.
+struct Appending<'a> {
+    outstanding: &'a Outstanding,
+    whole: bool,
+}
+
+impl Drop for Appending<'_> {
+    fn drop(&mut self) {
+        if !self.whole {
+            self.outstanding.state.lock().broken = true;
+            self.outstanding.changed.notify_all();
+        }
+    }
+}
+
+/// Ends a block's turn also when the thread that compresses it panics.
 struct Job {
     block: BlockBuilder,
+    number: u64,
     outstanding: Arc<Outstanding>,
+    core: Weak<Core>,
     done: bool,
 }
 
 impl Job {
     fn run(mut self, core: &Core) {
-        let result = core.land(&self.block, Batch::new());
+        let block = std::mem::take(&mut self.block);
+        let compressed = match block.encode(Form::Quick) {
+            Ok(encoded) => Ok(Compressed { block, encoded }),
+            Err(error) => Err(error.into()),
+        };
         self.done = true;
-        self.outstanding.end(result);
+        self.outstanding.land(core, self.number, compressed);
     }
 }
 
 impl Drop for Job {
     fn drop(&mut self) {
-        if !self.done {
-            self.outstanding.end(Err(ObjectError::Stopped));
+        if self.done {
+            return;
+        }
+        match self.core.upgrade() {
+            Some(core) => self.outstanding.land(&core, self.number, Err(ObjectError::Stopped)),
+            None => drop(Appending { outstanding: &self.outstanding, whole: false }),
         }
     }
 }
@@ -120,24 +195,30 @@ impl Workers {
 
     /// Hands `block` to a thread. When all are busy and the queue is full the caller does the work itself, which both
     /// bounds what is under way and uses the time.
-    pub(super) fn land(
-        &self,
-        block: BlockBuilder,
-        outstanding: &Arc<Outstanding>,
-        limit: usize,
-    ) -> Result<(), ObjectError> {
-        outstanding.begin(limit)?;
-        let job = Job { block, outstanding: Arc::clone(outstanding), done: false };
+    pub(super) fn land(&self, block: BlockBuilder, outstanding: &Arc<Outstanding>) -> Result<(), ObjectError> {
+        let job = self.job(block, outstanding)?;
         let Some(queue) = &self.queue else { return Err(ObjectError::Stopped) };
         match queue.try_send(job) {
             Ok(()) => Ok(()),
-            Err(TrySendError::Full(job)) => {
-                let core = self.core.upgrade().ok_or(ObjectError::Stopped)?;
-                job.run(&core);
-                Ok(())
-            }
+            Err(TrySendError::Full(job)) => self.run(job),
             Err(TrySendError::Disconnected(_)) => Err(ObjectError::Stopped),
         }
+    }
+
+    /// Does the work on `block` on this thread.
+    pub(super) fn land_here(&self, block: BlockBuilder, outstanding: &Arc<Outstanding>) -> Result<(), ObjectError> {
+        self.run(self.job(block, outstanding)?)
+    }
+
+    fn job(&self, block: BlockBuilder, outstanding: &Arc<Outstanding>) -> Result<Job, ObjectError> {
+        let (number, outstanding) = (outstanding.begin(MAX_OUTSTANDING)?, Arc::clone(outstanding));
+        Ok(Job { block, number, outstanding, core: Weak::clone(&self.core), done: false })
+    }
+
+    fn run(&self, job: Job) -> Result<(), ObjectError> {
+        let core = self.core.upgrade().ok_or(ObjectError::Stopped)?;
+        job.run(&core);
+        Ok(())
     }
 }
 

@@ -26,6 +26,23 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
 }
 
 #[test]
+fn blocks_lie_in_packs_in_the_order_in_which_they_were_gathered() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let mut writer = store.writer();
+    // Some take much longer to compress than others, and there are more than wait for a thread.
+    let contents: Vec<Vec<u8>> =
+        (0..100).map(|n| if n % 3 == 0 { text(n, 4_000_000) } else { noise(n as u64, 130_000) }).collect();
+    for contents in &contents {
+        writer.put(chunk(contents), contents).unwrap();
+    }
+    writer.flush().unwrap();
+    let place = |contents: &Vec<u8>| store.core.entry(&chunk(contents)).unwrap().unwrap().place;
+    let places: Vec<_> = contents.iter().map(|contents| (place(contents).pack, place(contents).offset)).collect();
+    assert!(places.is_sorted());
+}
+
+#[test]
 fn what_was_put_is_there_before_and_after_reopening() {
     let dir = tempfile::tempdir().unwrap();
     let mut contents: Vec<Vec<u8>> = (0..2000).map(|n| text(n, n * 7 % 5000)).collect();

@@ -8,8 +8,6 @@ use super::{MAX_OBJECT, ObjectError, ObjectKey, ObjectKind, ObjectStore};
 use crate::index::Batch;
 use crate::pack::{BlockBuilder, Form};
 
-/// Blocks of one writer that may be under way: bounds its memory to about this many times a block.
-const MAX_OUTSTANDING: usize = 8;
 /// Keys a writer remembers of what it put lately. Forgetting one costs a second copy at worst.
 const MAX_RECENT: usize = 1 << 14;
 
@@ -106,7 +104,7 @@ impl ObjectWriter {
         // object thus costs no change of threads.
         let landed = self.last_block().and_then(|last| match last.is_empty() {
             true => Ok(()),
-            false => self.store.core.land(&last, Batch::new()),
+            false => self.store.workers.land_here(last, &self.outstanding),
         });
         self.flushed(landed)
     }
@@ -158,7 +156,7 @@ impl ObjectWriter {
     }
 
     fn land(&mut self, block: BlockBuilder) -> Result<(), ObjectError> {
-        let result = self.store.workers.land(block, &self.outstanding, MAX_OUTSTANDING);
+        let result = self.store.workers.land(block, &self.outstanding);
         self.failed = result.is_err();
         result
     }
