@@ -343,8 +343,9 @@ impl Core {
         let mut before = None;
         loop {
             let Some(entry) = self.entry(key)? else { return Ok(None) };
-            // Who walks through directories has no use for the files that stand between them.
-            let in_order = key.kind == ObjectKind::Directory || self.prefetcher.note(entry.place);
+            // Who walks through directories has no use for the files that stand between them, and a list of chunks stands
+            // behind the chunks that will be read after it.
+            let in_order = key.kind != ObjectKind::Chunk || self.prefetcher.note(entry.place);
             if !in_order && let Some(contents) = self.get_alone(key, &entry) {
                 return Ok(Some(contents));
             }

@@ -25,7 +25,9 @@ const THREADS: usize = 2;
 const QUEUE: usize = 2 * STREAMS;
 /// Bytes that one who reads in order may pass over: blocks of directories, and of what was imported at the same time.
 const GAP: u64 = 256 << 10;
-/// How far ahead of its reader a stream is kept, in bytes of the pack: some eight blocks.
+/// How far ahead of its reader a stream is kept, in bytes of the pack: one block or two at first, which doubles with each
+/// block that is read, up to some eight. Small paths are read to their ends and no further.
+const FIRST_AHEAD: u64 = 64 << 10;
 const AHEAD: u64 = 512 << 10;
 
 /// One reader's way through a pack.
@@ -36,6 +38,8 @@ struct Stream {
     next: u64,
     /// Up to where blocks are decoded or about to be; not before `next`.
     scheduled: u64,
+    /// How far ahead of `next` that is to be, in bytes.
+    ahead: u64,
     /// Its reader has gone on from one block to a later one before.
     moves: bool,
     /// When it was last read from, by the count of advances.
@@ -47,6 +51,8 @@ struct Stream {
 /// A block to decode, the first that is not scheduled.
 #[derive(Clone, Copy, Debug)]
 struct Job {
+    /// Whose: it is not forgotten as long as its job runs.
+    stream: usize,
     pack: u32,
     offset: u64,
 }
@@ -62,16 +68,16 @@ impl Streams {
     fn advance(&mut self, place: Place) -> (bool, Option<Job>) {
         self.count += 1;
         let end = place.offset + u64::from(place.length);
-        let followed = |stream: &&mut Stream| {
+        let followed = |stream: &Stream| {
             stream.pack == place.pack
                 && (stream.next == end || (stream.next..=stream.next + GAP).contains(&place.offset))
         };
-        let Some(stream) = self.all.iter_mut().find(followed) else {
+        let Some((number, stream)) = self.all.iter_mut().enumerate().find(|(_, stream)| followed(stream)) else {
             // Perhaps the beginning of one.
             if let Some(oldest) = self.all.iter_mut().filter(|stream| !stream.running).min_by_key(|stream| stream.used)
             {
                 let (pack, used) = (place.pack, self.count);
-                *oldest = Stream { pack, next: end, scheduled: end, moves: false, used, running: false };
+                *oldest = Stream { pack, next: end, scheduled: end, used, ..Stream::default() };
             }
             return (false, None);
         };
@@ -89,33 +95,30 @@ impl Streams {
             return (false, None);
         }
         stream.scheduled = stream.scheduled.max(end);
-        if stream.running || stream.scheduled >= end + AHEAD {
+        stream.ahead = (stream.ahead * 2).clamp(FIRST_AHEAD, AHEAD);
+        if stream.running || stream.scheduled >= end + stream.ahead {
             return (true, None);
         }
         stream.running = true;
-        (true, Some(Job { pack: stream.pack, offset: stream.scheduled }))
+        (true, Some(Job { stream: number, pack: stream.pack, offset: stream.scheduled }))
     }
 
     /// Notes that the block of `job` ends at `end`, or that there is none. Answers what is to be decoded after it.
     fn scheduled(&mut self, job: Job, end: Option<u64>) -> Option<Job> {
-        let of_job = |stream: &&mut Stream| stream.running && stream.pack == job.pack && stream.scheduled == job.offset;
-        let stream = self.all.iter_mut().find(of_job)?;
+        let stream = &mut self.all[job.stream];
         stream.running = false;
-        // After the last block of a pack nothing more is looked for.
-        stream.scheduled = end.unwrap_or(u64::MAX - AHEAD);
-        if stream.scheduled >= stream.next + AHEAD {
+        // After the last block of a pack nothing more is looked for. The reader may have overtaken the job.
+        stream.scheduled = stream.scheduled.max(end.unwrap_or(u64::MAX - AHEAD));
+        if stream.scheduled >= stream.next + stream.ahead {
             return None;
         }
         stream.running = true;
-        Some(Job { pack: stream.pack, offset: stream.scheduled })
+        Some(Job { offset: stream.scheduled, ..job })
     }
 
     /// Notes that a job could not be started.
     fn dropped(&mut self, job: Job) {
-        let of_job = |stream: &&mut Stream| stream.running && stream.pack == job.pack && stream.scheduled == job.offset;
-        if let Some(stream) = self.all.iter_mut().find(of_job) {
-            stream.running = false;
-        }
+        self.all[job.stream].running = false;
     }
 }
 
@@ -227,12 +230,31 @@ mod tests {
         let (in_order, job) = streams.advance(block(1, 1));
         assert!(in_order);
         let decoded = run(&mut streams, job);
-        let ahead = AHEAD.div_ceil(u64::from(LENGTH));
-        assert_eq!(decoded, (2..2 + ahead).map(|number| block(1, number).offset).collect::<Vec<_>>());
+        assert_eq!(decoded, [block(1, 2).offset, block(1, 3).offset]);
+        let mut known = 4;
         for number in 2..100 {
             let (_, job) = streams.advance(block(1, number));
-            assert_eq!(run(&mut streams, job), [block(1, number + ahead).offset]);
+            let decoded = run(&mut streams, job);
+            let ahead = (FIRST_AHEAD << (number - 1).min(10)).min(AHEAD).div_ceil(u64::from(LENGTH));
+            let expected = known.max(number + 1)..number + 1 + ahead;
+            assert_eq!(decoded, expected.clone().map(|number| block(1, number).offset).collect::<Vec<_>>());
+            known = expected.end;
         }
+    }
+
+    #[test]
+    fn who_overtakes_the_threads_is_still_followed() {
+        let mut streams = Streams::default();
+        streams.advance(block(1, 0));
+        let late = streams.advance(block(1, 1)).1.unwrap();
+        for number in 2..6 {
+            assert!(matches!(streams.advance(block(1, number)), (true, None)), "a job is under way");
+        }
+        let next = streams.scheduled(late, Some(block(1, 3).offset)).unwrap();
+        assert_eq!(next.offset, block(1, 6).offset, "what has been read needs no decoding");
+        run(&mut streams, Some(next));
+        assert!(streams.all.iter().all(|stream| !stream.running));
+        assert!(streams.advance(block(1, 6)).1.is_some());
     }
 
     #[test]

@@ -212,3 +212,29 @@ fn a_flipped_bit_in_a_pack_is_an_error_and_never_served() {
     }
     assert!(damaged >= 60 && intact >= 60 * 40);
 }
+
+#[test]
+fn who_reads_in_order_finds_what_is_wanted_next() {
+    const BLOCK: usize = 128 << 10;
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let mut writer = store.writer();
+    let contents = |n: u64| noise(n, (n as usize * 7919) % 60_000).iter().map(|byte| byte & 15).collect();
+    let contents: Vec<Vec<u8>> = (0..2000).map(contents).collect();
+    for contents in &contents {
+        writer.put(chunk(contents), contents).unwrap();
+    }
+    writer.flush().unwrap();
+    let read = |contents: &Vec<u8>| assert_eq!(store.get(&chunk(contents)).unwrap().unwrap(), contents);
+    // Faster than anybody decodes ahead, which must not be the end of it.
+    let (quickly, slowly) = contents.split_at(1000);
+    quickly.iter().for_each(read);
+    let before = store.stats().cache_misses;
+    for contents in slowly {
+        read(contents);
+        std::thread::sleep(std::time::Duration::from_micros(500));
+    }
+    let blocks = slowly.iter().map(Vec::len).sum::<usize>() / BLOCK;
+    let missed = store.stats().cache_misses - before;
+    assert!(missed < blocks as u64 / 2, "{missed} of {blocks} blocks");
+}
