@@ -18,7 +18,7 @@ use crate::chunk::ChunkList;
 use crate::digest::Digest;
 use crate::index::Batch;
 use crate::objects::{Core, Entry, ObjectError, ObjectKey, ObjectKind, ObjectStore, Usage, key_of};
-use crate::pack::{PackError, Packs, Place};
+use crate::pack::{BlockError, PackError, Packs, Place};
 use crate::parallel;
 
 mod lost;
@@ -56,6 +56,28 @@ pub enum Damage {
     /// The list of a blob's chunks does not make that blob.
     #[error("the chunks it lists do not make the blob")]
     List,
+}
+
+impl Damage {
+    /// Whether nothing that happens to the disk makes it readable again: its bytes were read, and they are wrong. A file
+    /// that is gone or cut short may be put back, and a disk that refuses may be connected again.
+    #[must_use]
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Unreadable(PackError::Block { source, .. }) => *source != BlockError::Short,
+            Self::Unreadable(_) => false,
+            Self::Entry | Self::Elsewhere { .. } | Self::Digest { .. } | Self::List => true,
+        }
+    }
+
+    /// Whether it is damage at all, and not the system that refuses for want of memory or descriptors.
+    #[must_use]
+    pub fn is_certain(&self) -> bool {
+        match self {
+            Self::Unreadable(error) => error.is_damage() || matches!(error, PackError::Gone(_)),
+            _ => true,
+        }
+    }
 }
 
 /// An object that cannot be read, or not as what it is.

@@ -41,6 +41,14 @@ pub enum CollectError {
         /// For how long they were waited for.
         waited: Duration,
     },
+    /// Objects that are in use cannot be read, so that what they name is unknown. Nothing was removed.
+    #[error("{objects} objects in use cannot be read, {first} among them; what they name could not be marked")]
+    Unread {
+        /// How many.
+        objects: usize,
+        /// One of them.
+        first: ObjectKey,
+    },
     /// The store could not do it. What was removed by then stays removed, and the rest stays.
     #[error(transparent)]
     Objects(#[from] ObjectError),
@@ -158,7 +166,16 @@ impl Collection {
             if state.touched.as_ref().is_none_or(|touched| touched.contains(&key)) {
                 continue;
             }
-            let Some(entry) = core.entry(&key)? else { continue };
+            let entry = match core.entry(&key) {
+                Ok(Some(entry)) => entry,
+                Ok(None) => continue,
+                // A check tells of it. One row must not keep the space of all others.
+                Err(ObjectError::Entry(_)) => {
+                    tracing::warn!(%key, "the index entry of an object that is not in use is damaged; left alone");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let pack = entry.place.pack;
             let usage = state.usage_in(&mut changed, pack);
             usage.live_objects = usage.live_objects.saturating_sub(1);

@@ -7,12 +7,15 @@
 //! A sweep can fail, and the daemon can end before or during it. So each deletion commits a note that a sweep is wanted,
 //! and a sweep that succeeds takes it back; as long as it is there, a sweep is tried again, also after a restart.
 
+mod unread;
+
 use std::ops::ControlFlow;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use castore::collect::CollectError;
 use castore::index::Batch;
+use castore::objects::ObjectKey;
 use castore::repack::{Progress, Repacked, SPARSE, SPARSE_WHEN_SHORT};
 use parking_lot::{Condvar, Mutex};
 
@@ -176,9 +179,17 @@ impl LastSweep {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SweepError {
     #[error(transparent)]
+    Castore(#[from] castore::Error),
+    #[error(transparent)]
     Collect(#[from] CollectError),
     #[error(transparent)]
     Store(#[from] Error),
+    /// A path needs what cannot be read now and may be readable later.
+    #[error(
+        "path '{path}' needs {key}, which cannot be read now; unless it is put back, `castored fsck --repair '{path}'` \
+         decides what becomes of the path"
+    )]
+    Undecided { path: String, key: ObjectKey },
     #[error("the store was closed")]
     Abandoned,
 }
@@ -237,6 +248,7 @@ impl Store {
             garbage.mark(root).map_err(Error::from)?;
         }
         drop(roots);
+        self.settle_unread(&mut garbage)?;
         let swept = garbage.sweep(&mut |_| flow())?;
         if abandoned() {
             return Err(SweepError::Abandoned);

@@ -109,7 +109,7 @@ impl<'a> Users<'a> {
 impl Store {
     /// The paths of which an object is damaged, each with one such object; and those objects that are used at all. The
     /// others are garbage.
-    pub(super) fn users_of(
+    pub(crate) fn users_of(
         &self,
         damaged: HashSet<ObjectKey>,
     ) -> Result<(BTreeMap<StorePath, ObjectKey>, HashSet<ObjectKey>)> {
