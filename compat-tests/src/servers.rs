@@ -51,6 +51,29 @@ impl Servers {
     pub fn nginx(&self, room: &Room, files: &Path) -> Result<Server> {
         let address = free_address()?;
         let dir = work(room, "nginx")?;
+        self.start_nginx(&dir, address, &format!("listen {address}; root {};", files.display()), "off")
+    }
+
+    /// The same in TLS, where it offers HTTP/2.
+    pub fn nginx_with_tls(&self, room: &Room, files: &Path) -> Result<Https> {
+        let address = free_address()?;
+        let dir = work(room, "nginx-tls")?;
+        let own = rcgen::generate_simple_self_signed([address.ip().to_string()])
+            .map_err(|error| Error::Wrong(format!("cannot make a certificate: {error}")))?;
+        let (certificate, key, requests) = (dir.join("certificate"), dir.join("key"), dir.join("requests"));
+        fs::write(&certificate, own.cert.pem()).doing("writing", &certificate)?;
+        fs::write(&key, own.signing_key.serialize_pem()).doing("writing", &key)?;
+        let serve = format!(
+            "listen {address} ssl http2; ssl_certificate {}; ssl_certificate_key {}; root {};",
+            certificate.display(),
+            key.display(),
+            files.display()
+        );
+        let server = self.start_nginx(&dir, address, &serve, &format!("{} seen", requests.display()))?;
+        Ok(Https { server, certificate, requests })
+    }
+
+    fn start_nginx(&self, dir: &Path, address: SocketAddr, serve: &str, log: &str) -> Result<Server> {
         let d = dir.display();
         let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .iter()
@@ -58,13 +81,13 @@ impl Servers {
             .collect();
         let conf = format!(
             "daemon off;\nuser root;\nworker_processes 1;\npid {d}/pid;\nerror_log {d}/log;\nevents {{}}\nhttp {{\n\
-             access_log off;\n{temporary}server {{ listen {address}; root {}; }}\n}}\n",
-            files.display()
+             log_format seen '$connection $server_protocol $status $uri';\naccess_log {log};\n{temporary}\
+             server {{ {serve} }}\n}}\n"
         );
         fs::write(dir.join("conf"), conf).doing("writing", dir.join("conf"))?;
         let mut command = Command::new(self.bin.join("nginx"));
-        command.arg("-p").arg(&dir).arg("-e").arg(dir.join("log")).arg("-c").arg(dir.join("conf"));
-        Server::start(command, &dir, address)
+        command.arg("-p").arg(dir).arg("-e").arg(dir.join("log")).arg("-c").arg(dir.join("conf"));
+        Server::start(command, dir, address)
     }
 
     /// OpenSSH's server, which lets `user` in with a key.
@@ -104,6 +127,17 @@ pub struct Server {
     child: Child,
     /// Where it listens.
     pub address: SocketAddr,
+}
+
+/// One that is known by its certificate.
+#[derive(Debug)]
+pub struct Https {
+    /// The server.
+    pub server: Server,
+    /// The file with its certificate.
+    pub certificate: PathBuf,
+    /// What it was asked, a line each: the connection's number, the protocol, the status, the file.
+    pub requests: PathBuf,
 }
 
 /// One that lets in who has a key.

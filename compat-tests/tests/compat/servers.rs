@@ -88,6 +88,48 @@ fn nginx_is_a_cache() {
 }
 
 #[test]
+fn nginx_is_asked_over_one_connection_of_http2() {
+    let Some(s) = castored_setup("servers-http2") else { return };
+    let servers = Servers::fetch().unwrap();
+    let daemon = s.start();
+    let p = Published::new(&s, "http2", "");
+    let nginx = servers.nginx_with_tls(&s.room, &p.dir).unwrap();
+    let url = format!("https://{}", nginx.server.address);
+    let realise = |http2: &str| {
+        let call = s.nix(Who::Root, "nix-store").args(["-r", &p.outer, "--refresh", "--option", "substituters", &url]);
+        let call = call.args(["--option", "trusted-public-keys", &p.key, "--option", "http2", http2]);
+        call.args(["--option", "ssl-cert-file"]).arg(&nginx.certificate)
+    };
+    let asked = || -> Vec<(String, String)> {
+        let text = std::fs::read_to_string(&nginx.requests).unwrap();
+        let words = |line: &str| {
+            let mut words = line.split(' ').map(str::to_owned);
+            (words.next().unwrap(), words.next().unwrap())
+        };
+        text.lines().map(words).collect()
+    };
+    realise("true").ok().unwrap();
+    p.check();
+    p.forget(&s);
+    let first = asked();
+    // The cache itself, two narinfos, two NARs.
+    assert!(first.len() >= 5, "{first:?}");
+    assert!(
+        first.iter().all(|(connection, protocol)| *connection == first[0].0 && protocol == "HTTP/2.0"),
+        "{first:?}"
+    );
+    realise("false").ok().unwrap();
+    p.check();
+    let all = asked();
+    assert!(
+        all.len() > first.len() && all[first.len()..].iter().all(|(_, protocol)| protocol == "HTTP/1.1"),
+        "{all:?}"
+    );
+    drop(nginx);
+    daemon.stop().unwrap();
+}
+
+#[test]
 fn openssh_leads_to_stock_stores() {
     let Some(s) = castored_setup("servers-ssh") else { return };
     let servers = Servers::fetch().unwrap();

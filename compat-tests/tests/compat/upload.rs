@@ -1,5 +1,6 @@
 //! What is built is sent elsewhere, in the background.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -191,6 +192,67 @@ fn start_with_path(s: &Setup, conf: &str, path: &str) -> Daemon {
     let mut command = s.subject.command(&s.room, conf).unwrap();
     command.env("PATH", path);
     Daemon::spawn(command, &s.room, Path::new("/nix/var/nix/daemon-socket/socket")).unwrap()
+}
+
+/// What a cache in a directory says of outputs: id and path.
+fn realisations(dir: &Path) -> BTreeMap<String, String> {
+    let files = fs::read_dir(dir.join("realisations")).unwrap().map(|entry| entry.unwrap().path());
+    let read = |file: PathBuf| {
+        let text = fs::read_to_string(&file).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let field = |name: &str| json[name].as_str().unwrap().to_owned();
+        assert_eq!(file.file_name().unwrap().to_str().unwrap(), format!("{}.doi", field("id")));
+        (field("id"), field("outPath"))
+    };
+    files.map(read).collect()
+}
+
+#[test]
+fn what_outputs_of_content_addressed_derivations_are() {
+    let Some(s) = castored_setup("upload-ca") else { return };
+    const CA: [&str; 2] = ["--extra-experimental-features", "nix-command ca-derivations"];
+    let release = s.machine.newest();
+    let (dir, far, address) = (s.room.tmp("cache"), s.room.tmp("far"), free_address().to_string());
+    let path = stand_in(&s.room, &compat_tests::Subject::stock(release), release).unwrap();
+    let stock = format!("ssh-ng://{HOST}?remote-store=local%3Froot%3D{}", far.display());
+    let urls = format!("file://{} http://{address}?compression=zstd {stock}", dir.display());
+    let (conf, key) = configured(&s, &urls, &format!("{}extra-experimental-features = ca-derivations\n", netrc(&s)));
+    let other = Other::start(&s, &address, &s.room.tmp("other-state"));
+    let daemon = start_with_path(&s, &conf, &path);
+    let more = "__contentAddressed = true; outputHashMode = \"recursive\"; outputHashAlgo = \"sha256\";";
+    let inner = derivation("inner", "echo inner > $out", more);
+    // Built as what it becomes once the path of the other is known.
+    let outer = derivation("outer", "echo $inner > $out", &format!("{more} inner = {inner};"));
+    let built = s.build(&outer).args(CA).ok().unwrap().text();
+    wait_for_empty_queue(&s);
+
+    // As the client itself would have copied it, and a second one for what was built in the place of the outer one.
+    let copied = s.room.tmp("copied");
+    let to = format!("file://{}", copied.display());
+    let expression = s.room.write("outer.nix", outer.clone()).unwrap();
+    s.nix(Who::Root, "nix").args(["copy", "--to", &to, "--file"]).arg(&expression).args(CA).ok().unwrap();
+    let (theirs, ours) = (realisations(&copied), realisations(&dir));
+    assert!(!theirs.is_empty() && theirs.iter().all(|(id, path)| ours.get(id) == Some(path)), "{theirs:?} {ours:?}");
+    assert_eq!(ours.len(), 3, "{ours:?}");
+
+    let from_directory = format!("file://{}", dir.display());
+    for (place, url) in [("directory", from_directory.as_str()), ("server", other.url.as_str())] {
+        for release in s.machine.releases.iter().filter(|release| !release.is_2_3()) {
+            let own = s.room.tmp(&format!("own-{place}-{}", release.version));
+            let build = Call::nix(&s.room, Who::Root, release, "nix-build").arg("--store").arg(&own).args(CA);
+            let build = build.args(["--no-out-link", "-j", "0", "-E", &outer]);
+            let options = ["--option", "substituters", url, "--option", "trusted-public-keys", &key];
+            assert_eq!(build.args(options).ok().unwrap().text(), built, "{place} {}", release.version);
+            assert!(own.join(built.trim_start_matches('/')).exists());
+        }
+    }
+    // Stock's daemon was told as well.
+    let far_store = format!("local?root={}", far.display());
+    let build = s.nix(Who::Root, "nix-build").args(["--store", &far_store]).args(CA);
+    let build = build.args(["--no-out-link", "-j", "0", "-E", &outer, "--option", "substitute", "false"]);
+    assert_eq!(build.ok().unwrap().text(), built);
+    daemon.stop().unwrap();
+    other.stop();
 }
 
 #[test]

@@ -450,12 +450,18 @@ pub(crate) fn grpc_socket(state_dir: &Path) -> PathBuf {
 
 fn rpc_services(store: &Arc<Store>, settings: &Settings) -> Result<rpc::Services, Failure> {
     let trusted_keys = settings.public_keys()?;
+    // What is told over gRPC has the paths' own signatures, which is worth something without ours.
+    let signer = Signer::new(&settings.secret_key_files).unwrap_or_else(|error| {
+        tracing::error!(%error, "what is told over gRPC is not signed here");
+        Signer::default()
+    });
     let settings = settings.clone();
     Ok(rpc::Services {
         blobs: store.engine().clone(),
         directories: store.engine().clone(),
         paths: store.clone(),
         trusted_keys,
+        signer,
         trust_of: Arc::new(move |peer: UCred| {
             let peer = ::daemon::Peer::from_ids(peer.pid().unwrap_or_default(), peer.uid(), peer.gid());
             match peer.trust(&settings) {

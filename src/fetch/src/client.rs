@@ -5,28 +5,25 @@
 //! not, because a hash protects the contents; but not the passwords, nor the URL).
 
 use std::fs::File;
-use std::io::{self, Read, Seek as _};
+use std::io::{self, Read as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use data_encoding::BASE64;
-use parking_lot::Mutex;
-use ureq::http::{Response, StatusCode, header};
-use ureq::tls::{PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
-use ureq::{Agent, Body, Proxy, RequestBuilder};
+use reqwest::StatusCode;
+use reqwest::header::{self, HeaderMap, HeaderValue};
 use url::Url;
 
 use crate::download::Download;
 use crate::error::{DownloadError, Trouble, UploadError};
-use crate::forward::ForwardProxy;
 use crate::netrc::{Login, login};
-use crate::proxy::proxy_for;
 use crate::s3::SignedBucket;
+use crate::transport::{Answer, Transport};
 
 /// Redirections followed one after the other: curl's number.
 const MAX_REDIRECTS: usize = 10;
 /// Longest body of an error that is told.
-const MAX_TOLD_BODY: u64 = 1024;
+const MAX_TOLD_BODY: usize = 1024;
 /// Bytes read at once.
 const PIECE: usize = 64 * 1024;
 /// Time before the second attempt; it doubles with every further one, and up to half of it again is left to chance.
@@ -35,17 +32,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(120);
 /// A server that asks for a longer one is asked again all the same: who waits may have other places to look.
 const LONGEST_ASKED: Duration = Duration::from_secs(30);
-/// Connections to one server that are kept for the next request: more than are asked at once, since a new one costs round
-/// trips.
-const KEPT_CONNECTIONS: usize = 128;
-/// The same for all servers behind one proxy, or behind none.
-const ALL_KEPT_CONNECTIONS: usize = 2 * KEPT_CONNECTIONS;
-/// Bytes of what each connection has for what comes, and for what is sent: a request, or a piece of a file.
-const INPUT_BUFFER: usize = 64 * 1024;
-const OUTPUT_BUFFER: usize = 16 * 1024;
-/// Some servers treat browsers and download tools differently, so that this begins as stock's does.
-const USER_AGENT: &str = concat!("curl/8 castored/", env!("CARGO_PKG_VERSION"));
-
 /// What a download goes into.
 pub trait Sink {
     /// The next piece is the one at `offset`; `expected` is where the file ends, or 0 if nobody knows. Called once for
@@ -91,15 +77,10 @@ pub enum Retry {
     IfReached,
 }
 
-/// A proxy, and whether it forwards requests: else it is a tunnel.
-type Way = (Option<String>, bool);
-
 /// Downloads as the settings say.
 pub struct Client {
     settings: Arc<Download>,
-    tls: TlsConfig,
-    /// One for each proxy that was needed, as a tunnel or to forward requests: each has connections that are used again.
-    agents: Mutex<Vec<(Way, Agent)>>,
+    transport: Transport,
     /// Requests to it are signed.
     bucket: Option<SignedBucket>,
 }
@@ -118,16 +99,7 @@ struct State {
 impl Client {
     /// A client with these settings.
     pub fn new(settings: Arc<Download>) -> Self {
-        let certificates = parse_pem(settings.certificates.as_bytes()).filter_map(|item| match item {
-            Ok(PemItem::Certificate(certificate)) => Some(certificate),
-            _ => None,
-        });
-        let tls = TlsConfig::builder()
-            .provider(TlsProvider::Rustls)
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .root_certs(RootCerts::from(certificates))
-            .build();
-        Self { settings, tls, agents: Mutex::default(), bucket: None }
+        Self { transport: Transport::new(settings.clone()), settings, bucket: None }
     }
 
     /// The same, that signs its requests to a bucket.
@@ -178,36 +150,33 @@ impl Client {
         if !state.resumable {
             state.length = 0;
         }
-        let mut response = self.request(url, state)?;
-        let status = response.status();
-        let continues = status == StatusCode::PARTIAL_CONTENT && starts_at(&response, state.length);
+        let mut answer = self.request(url, state)?;
+        let status = answer.status();
+        let continues = status == StatusCode::PARTIAL_CONTENT && starts_at(&answer, state.length);
         if !status.is_success() || (status == StatusCode::PARTIAL_CONTENT && !continues) {
             // With an error for an answer the next attempt still goes on where this one wanted to.
             if status == StatusCode::RANGE_NOT_SATISFIABLE || status.is_success() {
                 state.resumable = false;
             }
-            return Err(refusal(&mut response));
+            return Err(refusal(&mut answer));
         }
         if !continues {
             state.length = 0;
         }
-        let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-        state.resumable = continues || text(header::ACCEPT_RANGES) == Some("bytes");
-        state.tag = text(header::ETAG).filter(|tag| tag.starts_with('"')).map(str::to_owned);
-        let expected = response.body().content_length().map_or(0, |length| state.length.saturating_add(length));
+        state.resumable = continues || answer.header(header::ACCEPT_RANGES) == Some("bytes");
+        state.tag = answer.header(header::ETAG).filter(|tag| tag.starts_with('"')).map(str::to_owned);
+        let expected = answer.content_length().map_or(0, |length| state.length.saturating_add(length));
 
         sink.begin(state.length, expected).map_err(Trouble::Disk)?;
-        let mut body = response.body_mut().as_reader();
-        let (mut buffer, start, before) = (vec![0; PIECE], Instant::now(), state.length);
-        loop {
-            let length = body.read(&mut buffer).map_err(|e| Trouble::Network(ureq::Error::Io(e)))?;
-            if length == 0 {
-                return Ok(());
+        let (start, before) = (Instant::now(), state.length);
+        while let Some(bytes) = answer.piece()? {
+            for piece in bytes.chunks(PIECE) {
+                sink.take(piece).map_err(Trouble::Disk)?;
+                state.length += piece.len() as u64;
+                self.slow_down(state.length - before, start);
             }
-            sink.take(&buffer[..length]).map_err(Trouble::Disk)?;
-            state.length += length as u64;
-            self.slow_down(state.length - before, start);
         }
+        Ok(())
     }
 
     /// Puts `body` at `url`. Tries again what may go better another time. Redirections are not followed: who is to take an
@@ -231,24 +200,15 @@ impl Client {
         if !matches!(url.scheme(), "http" | "https") {
             return Err(Trouble::Scheme(url.scheme().to_owned()));
         }
-        let (agent, proxy) = self.agent(url)?;
-        let request = self.authorized(url, agent.put(bare(url).as_str())).header(header::CONTENT_TYPE, content_type);
-        let request = at_proxy(proxy.as_ref(), request);
-        let mut response = match body {
-            Upload::Text(text) => request.send(*text)?,
-            Upload::File(file) => {
-                let mut file: &File = file;
-                file.rewind().map_err(Trouble::Source)?;
-                request.send(file)?
-            }
-        };
-        let status = response.status();
-        if status.is_success() {
+        let mut headers = self.authorization(url)?;
+        headers.insert(header::CONTENT_TYPE, value(content_type)?);
+        let mut answer = self.transport.put(&bare(url), headers, body)?;
+        if answer.status().is_success() {
             // Read to its end, so that the connection can be used again.
-            let _ = short_body(&mut response);
+            let _ = short_body(&mut answer);
             return Ok(());
         }
-        Err(refusal(&mut response))
+        Err(refusal(&mut answer))
     }
 
     /// Waits until `bytes` may have come since `start`.
@@ -260,75 +220,46 @@ impl Client {
     }
 
     /// Asks for what is not there yet, wherever the server says that it is.
-    fn request(&self, url: &Url, state: &State) -> Result<Response<Body>, Trouble> {
+    fn request(&self, url: &Url, state: &State) -> Result<Answer, Trouble> {
         let mut url = url.clone();
         for _ in 0..=MAX_REDIRECTS {
             if !matches!(url.scheme(), "http" | "https") {
                 return Err(Trouble::Scheme(url.scheme().to_owned()));
             }
-            let response = self.request_once(&url, state)?;
-            let location = response.headers().get(header::LOCATION);
-            let Some(location) = location.filter(|_| is_redirection(response.status())) else { return Ok(response) };
+            let answer = self.request_once(&url, state)?;
+            let location = answer.headers().get(header::LOCATION);
+            let Some(location) = location.filter(|_| is_redirection(answer.status())) else { return Ok(answer) };
             let location = String::from_utf8_lossy(location.as_bytes());
             url = url.join(&location).map_err(Trouble::Url)?;
         }
         Err(Trouble::TooManyRedirects(MAX_REDIRECTS))
     }
 
-    fn request_once(&self, url: &Url, state: &State) -> Result<Response<Body>, Trouble> {
-        let (agent, proxy) = self.agent(url)?;
-        let signed = self.bucket.as_ref().and_then(|bucket| bucket.sign(url));
+    fn request_once(&self, url: &Url, state: &State) -> Result<Answer, Trouble> {
         // The signature says who asks; a server refuses to be told twice.
-        let mut request = match &signed {
-            Some(signed) => agent.get(signed.as_str()),
-            None => self.authorized(url, agent.get(bare(url).as_str())),
+        let (url, mut headers) = match self.bucket.as_ref().and_then(|bucket| bucket.sign(url)) {
+            Some(signed) => (signed, HeaderMap::new()),
+            None => (bare(url), self.authorization(url)?),
         };
-        request = at_proxy(proxy.as_ref(), request);
         if state.length > 0 {
-            request = request.header(header::RANGE, format!("bytes={}-", state.length));
+            headers.insert(header::RANGE, value(&format!("bytes={}-", state.length))?);
             if let Some(tag) = &state.tag {
-                request = request.header(header::IF_RANGE, tag);
+                headers.insert(header::IF_RANGE, value(tag)?);
             }
         }
-        Ok(request.call()?)
+        self.transport.get(&url, headers)
     }
 
-    fn authorized<B>(&self, url: &Url, request: RequestBuilder<B>) -> RequestBuilder<B> {
-        let Some(Login { user, password }) = self.login(url) else { return request };
-        request.header(header::AUTHORIZATION, basic(&user, &password))
-    }
-
-    /// Who asks for a URL, and the proxy that is asked in place of its server.
-    fn agent(&self, url: &Url) -> Result<(Agent, Option<ForwardProxy>), Trouble> {
-        let proxy_url = proxy_for(url, &self.settings.proxies);
-        let forward = proxy_url
-            .and_then(|proxy| ForwardProxy::of(proxy, url, |user, password| basic(&decoded(user), &decoded(password))));
-        let key = (proxy_url.map(str::to_owned), forward.is_some());
-        let mut agents = self.agents.lock();
-        if let Some((_, agent)) = agents.iter().find(|(known, _)| *known == key) {
-            return Ok((agent.clone(), forward));
+    /// Who asks, as a server wants to be told.
+    fn authorization(&self, url: &Url) -> Result<HeaderMap, Trouble> {
+        let mut headers = HeaderMap::new();
+        if let Some(Login { user, password }) = self.login(url) {
+            let basic = BASE64.encode(format!("{user}:{password}").as_bytes());
+            let mut value = value(&format!("Basic {basic}"))?;
+            value.set_sensitive(true);
+            headers.insert(header::AUTHORIZATION, value);
         }
-        let limit = |seconds: u64| (seconds != 0).then(|| Duration::from_secs(seconds));
-        let user_agent = [USER_AGENT, &self.settings.user_agent_suffix].join(" ");
-        let tunnel = proxy_url.filter(|_| forward.is_none());
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .user_agent(user_agent.trim_end())
-            .timeout_resolve(limit(self.settings.connect_timeout))
-            .timeout_connect(limit(self.settings.connect_timeout))
-            .timeout_per_read(limit(self.settings.stalled_timeout))
-            .timeout_per_write(limit(self.settings.stalled_timeout))
-            .max_idle_connections(ALL_KEPT_CONNECTIONS)
-            .max_idle_connections_per_host(KEPT_CONNECTIONS)
-            .input_buffer_size(INPUT_BUFFER)
-            .output_buffer_size(OUTPUT_BUFFER)
-            .tls_config(self.tls.clone())
-            .proxy(tunnel.map(proxy).transpose()?)
-            .build();
-        let agent = forward.as_ref().map_or_else(|| config.new_agent(), |proxy| proxy.agent(config.clone()));
-        agents.push((key, agent.clone()));
-        Ok((agent, forward))
+        Ok(headers)
     }
 
     /// From the URL itself, else from the netrc file.
@@ -340,24 +271,12 @@ impl Client {
     }
 }
 
-/// Who asks, as it stands in a header.
-fn basic(user: &str, password: &str) -> String {
-    format!("Basic {}", BASE64.encode(format!("{user}:{password}").as_bytes()))
-}
-
-fn at_proxy<B>(proxy: Option<&ForwardProxy>, request: RequestBuilder<B>) -> RequestBuilder<B> {
-    match proxy.and_then(|proxy| proxy.authorization.as_ref()) {
-        Some(authorization) => request.header(header::PROXY_AUTHORIZATION, authorization),
-        None => request,
-    }
+fn value(text: &str) -> Result<HeaderValue, Trouble> {
+    HeaderValue::from_str(text).map_err(|_| Trouble::Header(text.to_owned()))
 }
 
 fn decoded(text: &str) -> String {
     percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
-}
-
-fn proxy(text: &str) -> Result<Proxy, Trouble> {
-    Ok(if text.contains("://") { Proxy::new(text)? } else { Proxy::new(&format!("http://{text}"))? })
 }
 
 /// A URL without what is not for the server.
@@ -385,30 +304,33 @@ fn is_redirection(status: StatusCode) -> bool {
 }
 
 /// Whether a partial response goes on where the file ends.
-fn starts_at(response: &Response<Body>, offset: u64) -> bool {
-    let range = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
-    let start = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok());
+fn starts_at(answer: &Answer, offset: u64) -> bool {
+    let range = answer.header(header::CONTENT_RANGE).and_then(|range| range.strip_prefix("bytes "));
+    let start = range.and_then(|range| range.split('-').next()?.trim().parse().ok());
     offset > 0 && start == Some(offset)
 }
 
 /// What a server says that does not do what it was asked.
-fn refusal(response: &mut Response<Body>) -> Trouble {
-    let (status, retry_after) = (response.status().as_u16(), retry_after(response));
-    Trouble::Status { status, retry_after, body: short_body(response) }
+fn refusal(answer: &mut Answer) -> Trouble {
+    let (status, retry_after) = (answer.status().as_u16(), retry_after(answer));
+    Trouble::Status { status, retry_after, body: short_body(answer) }
 }
 
 /// How long a server asks to be left alone: seconds. A date, which it may be as well, is not understood.
-fn retry_after(response: &Response<Body>) -> Option<Duration> {
-    let value = response.headers().get(header::RETRY_AFTER)?.to_str().ok()?;
-    value.trim().parse().ok().map(Duration::from_secs)
+fn retry_after(answer: &Answer) -> Option<Duration> {
+    answer.header(header::RETRY_AFTER)?.trim().parse().ok().map(Duration::from_secs)
 }
 
 /// What a server says about an error, if it is short.
-fn short_body(response: &mut Response<Body>) -> Option<String> {
+fn short_body(answer: &mut Answer) -> Option<String> {
     let mut body = Vec::new();
-    response.body_mut().as_reader().take(MAX_TOLD_BODY + 1).read_to_end(&mut body).ok()?;
-    let text = String::from_utf8(body).ok()?;
-    (!text.is_empty() && text.len() as u64 <= MAX_TOLD_BODY).then_some(text)
+    while let Some(piece) = answer.piece().ok()? {
+        if body.len() + piece.len() > MAX_TOLD_BODY {
+            return None;
+        }
+        body.extend_from_slice(&piece);
+    }
+    String::from_utf8(body).ok().filter(|text| !text.is_empty())
 }
 
 fn pause(attempt: u64) -> Duration {

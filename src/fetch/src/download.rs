@@ -29,6 +29,7 @@ pub struct DownloadOptions {
     connect_timeout: u64,
     stalled_timeout: u64,
     speed: u64,
+    http2: bool,
     hashed_mirrors: Vec<String>,
     netrc_file: PathBuf,
     ssl_cert_file: PathBuf,
@@ -43,6 +44,7 @@ impl DownloadOptions {
             connect_timeout: settings.connect_timeout,
             stalled_timeout: settings.stalled_download_timeout,
             speed: settings.download_speed,
+            http2: settings.http2,
             hashed_mirrors: settings.hashed_mirrors.clone(),
             netrc_file: settings.netrc_file.clone().into(),
             ssl_cert_file: settings.ssl_cert_file.clone().into(),
@@ -67,6 +69,8 @@ pub struct Download {
     pub stalled_timeout: u64,
     /// KiB per second it may take; 0 means any number.
     pub speed: u64,
+    /// Whether HTTP/2 is spoken with servers that offer it in TLS.
+    pub http2: bool,
     /// Where contents are looked for by their hash.
     pub hashed_mirrors: Vec<String>,
     /// The text of the netrc file.
@@ -96,6 +100,7 @@ impl Download {
             connect_timeout: options.connect_timeout,
             stalled_timeout: options.stalled_timeout,
             speed: options.speed,
+            http2: options.http2,
             hashed_mirrors: options.hashed_mirrors.clone(),
             netrc: read(&options.netrc_file, MAX_NETRC),
             certificates: read(&certificates, MAX_CERTIFICATES),

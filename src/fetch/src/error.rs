@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::{fmt, io};
 
+use crate::network::NetworkError;
+
 /// A failed download.
 #[derive(Debug, thiserror::Error)]
 #[error("unable to download '{url}': {cause}")]
@@ -30,6 +32,9 @@ pub enum Trouble {
     /// Not a URL.
     #[error("this is no URL: {0}")]
     Url(url::ParseError),
+    /// Of a request.
+    #[error("'{0}' cannot stand in a header")]
+    Header(String),
     /// Neither of those that are known.
     #[error("Protocol \"{0}\" not supported")]
     Scheme(String),
@@ -59,7 +64,7 @@ pub enum Trouble {
     TooManyRedirects(usize),
     /// No connection, or a broken one.
     #[error("{0}")]
-    Network(#[from] ureq::Error),
+    Network(#[from] NetworkError),
     /// What is to be sent.
     #[error("cannot read what is to be sent: {0}")]
     Source(io::Error),
@@ -76,29 +81,14 @@ impl Trouble {
                 let for_good = (400..500).contains(status) && !matches!(status, 408 | 429);
                 !for_good && !matches!(status, 501 | 505 | 511)
             }
-            Self::Network(ureq::Error::Io(e)) => {
-                !matches!(e.get_ref().and_then(|e| e.downcast_ref()), Some(rustls::Error::InvalidCertificate(_)))
-            }
-            Self::Network(error) => never_answered(error) || matches!(error, ureq::Error::Protocol(_)),
+            Self::Network(error) => error.is_transient(),
             _ => false,
         }
     }
 
     /// Whether no server could be reached at all.
     pub fn is_unreachable(&self) -> bool {
-        match self {
-            Self::Network(ureq::Error::Io(e)) => {
-                use io::ErrorKind::{
-                    AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut,
-                };
-                matches!(
-                    e.kind(),
-                    AddrNotAvailable | ConnectionRefused | HostUnreachable | NetworkUnreachable | TimedOut
-                )
-            }
-            Self::Network(error) => never_answered(error),
-            _ => false,
-        }
+        matches!(self, Self::Network(error) if error.is_unreachable())
     }
 
     /// Whether the server has no such file, or says so by not letting anybody see it, as some do.
@@ -109,12 +99,6 @@ impl Trouble {
             _ => false,
         }
     }
-}
-
-/// Whether nothing came back from a server.
-fn never_answered(error: &ureq::Error) -> bool {
-    use ureq::Error::{ConnectProxyFailed, ConnectionFailed, HostNotFound, Timeout};
-    matches!(error, Timeout(_) | HostNotFound | ConnectionFailed | ConnectProxyFailed(_))
 }
 
 /// A response's body, below the error that it belongs to.

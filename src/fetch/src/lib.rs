@@ -6,12 +6,15 @@
 mod client;
 mod download;
 mod error;
-mod forward;
+mod first;
 mod netrc;
+mod network;
 mod proxy;
 mod s3;
+mod transport;
 
 pub use client::{Client, Retry, Sink, Upload, copy_file, without_password};
 pub use download::{Download, DownloadOptions};
 pub use error::{DownloadError, Trouble, UploadError};
+pub use network::NetworkError;
 pub use s3::{S3Bucket, S3Error, SignedBucket};

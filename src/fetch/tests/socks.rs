@@ -110,5 +110,7 @@ fn a_proxy_is_asked_for_the_host() {
 fn a_proxy_that_refuses_is_an_error() {
     let (proxy, _told) = proxy(server(), 2);
     let error = fetch("http://far.invalid/x", &[("ALL_PROXY", &format!("socks5h://{proxy}"))]).unwrap_err();
-    assert_eq!(error, "unable to download 'http://far.invalid/x': io: connection not allowed by ruleset");
+    let told = "unable to download 'http://far.invalid/x': client error (Connect): error connecting to socks proxy: SOCKS error: \
+                connection not allowed";
+    assert_eq!(error, told);
 }

@@ -24,6 +24,6 @@ pub mod worker;
 pub use error::ClientError;
 pub use order::references_first;
 pub use process::Stopper;
-pub use store::{BuildLog, Download, RemoteStore, SharedLog};
+pub use store::{BuildLog, Download, OutputNames, RemoteStore, SharedLog};
 pub use wire::{Limits, Ready, Stream};
 pub use worker::Connection;

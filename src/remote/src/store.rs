@@ -18,7 +18,8 @@ use nix_compat::wire::Writer;
 use nix_compat::worker::handshake::Trust;
 use nix_compat::worker::stderr::{ActivityKind, Field, Message, ResultKind, Verbosity};
 use nix_compat::worker::{
-    AddToStoreNar, BuildMode, BuildResult, DerivedPath, NEWEST_MINOR, OutputsSpec, Request, Response, write_path_info,
+    AddToStoreNar, BuildMode, BuildResult, DerivedPath, Features, NEWEST_MINOR, OutputsSpec, Request, Response,
+    write_path_info,
 };
 use parking_lot::Mutex;
 
@@ -78,6 +79,24 @@ pub struct RemoteStore {
     client: Client,
     process: Option<Process>,
     store_dir: StoreDir,
+}
+
+/// What a store calls outputs whose paths do not follow from their derivations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputNames {
+    /// By the hash modulo of the derivation: Nix up to 2.34.
+    ByHash,
+    /// By the path of the derivation: since then.
+    ByPath,
+}
+
+impl OutputNames {
+    fn of(id: &DrvOutput) -> Self {
+        match id {
+            DrvOutput::Modulo { .. } => Self::ByHash,
+            DrvOutput::Path { .. } => Self::ByPath,
+        }
+    }
 }
 
 enum Client {
@@ -301,21 +320,45 @@ impl RemoteStore {
         infos.map_err(|error| self.explain(error))
     }
 
-    /// What an output turned out to be there; nothing where the protocol has no words for the question.
+    /// By which names it knows outputs; `None` where the protocol has no words for what they turned out to be.
+    pub fn output_names(&self) -> Option<OutputNames> {
+        let Client::Worker(connection) = &self.client else { return None };
+        let protocol = connection.protocol();
+        match protocol.has(Features::REALISATION_WITH_PATH) {
+            true => Some(OutputNames::ByPath),
+            false => protocol.since(REALISATIONS).then_some(OutputNames::ByHash),
+        }
+    }
+
+    /// What an output turned out to be there; nothing for a name that it does not know outputs by.
     ///
     /// # Errors
     /// [`ClientError`].
     pub fn realisation(&mut self, id: &DrvOutput) -> Result<Option<Realisation>> {
-        let found = match &mut self.client {
-            Client::Worker(connection) if connection.protocol().since(REALISATIONS) => {
-                match connection.call(&Request::QueryRealisation(id.clone()), nothing) {
-                    Ok(Response::Realisation(found)) => Ok(found),
-                    other => Err(unexpected(other)),
-                }
-            }
-            _ => Ok(None),
+        if self.output_names() != Some(OutputNames::of(id)) {
+            return Ok(None);
+        }
+        let Client::Worker(connection) = &mut self.client else { return Ok(None) };
+        let found = match connection.call(&Request::QueryRealisation(id.clone()), nothing) {
+            Ok(Response::Realisation(found)) => Ok(found),
+            other => Err(unexpected(other)),
         };
         found.map_err(|error| self.explain(error))
+    }
+
+    /// Tells it what an output turned out to be: a valid path there.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`ClientError::Refused`] also for a name that it does not know outputs by.
+    pub fn register(&mut self, realisation: &Realisation) -> Result<()> {
+        let names = self.output_names();
+        let done = match &mut self.client {
+            Client::Worker(connection) if names == Some(OutputNames::of(&realisation.id)) => {
+                connection.call(&Request::RegisterDrvOutput(realisation.clone()), nothing).map(drop)
+            }
+            _ => Err(ClientError::Refused(format!("the protocol has no name for the output '{}'", realisation.id))),
+        };
+        done.map_err(|error| self.explain(error))
     }
 
     /// The NAR of a path: `read` has to take all of it, and not a byte more. When it has not, the connection is of no

@@ -9,7 +9,7 @@ use nix_compat::signature::PublicKey;
 use nix_compat::store_path::StoreDir;
 use store::nar_digest::NarFacts;
 use store::view::ViewError;
-use store::{Entry, NewPath};
+use store::{Entry, NewPath, Signer};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -59,12 +59,13 @@ pub enum PathsError {
 pub(crate) struct Paths {
     store: Arc<dyn PathInfos>,
     trusted_keys: Vec<PublicKey>,
+    signer: Arc<Signer>,
     nars: Arc<Semaphore>,
 }
 
 impl Paths {
-    pub(crate) fn new(store: Arc<dyn PathInfos>, trusted_keys: Vec<PublicKey>) -> Paths {
-        Paths { store, trusted_keys, nars: Arc::new(Semaphore::new(MAX_NARS)) }
+    pub(crate) fn new(store: Arc<dyn PathInfos>, trusted_keys: Vec<PublicKey>, signer: Signer) -> Paths {
+        Paths { store, trusted_keys, signer: Arc::new(signer), nars: Arc::new(Semaphore::new(MAX_NARS)) }
     }
 
     async fn with_store<T, F>(&self, work: F) -> Result<T, Status>
@@ -101,9 +102,10 @@ impl PathInfoService for Paths {
         let digest: [u8; 20] = digest[..]
             .try_into()
             .map_err(|_| status::invalid(format!("by_output_hash has {} bytes, not 20", digest.len())))?;
-        let entry = self.with_store(move |store| store.get(&digest)).await?;
-        let entry = entry.ok_or_else(|| Status::not_found("no valid path has this hash part"))?;
-        Ok(Response::new(to_message(&entry.info, &entry.node)))
+        let signer = self.signer.clone();
+        let told =
+            self.with_store(move |store| Ok(store.get(&digest)?.map(|entry| told(store, &signer, entry)))).await?;
+        told.map(Response::new).ok_or_else(|| Status::not_found("no valid path has this hash part"))
     }
 
     async fn put(&self, request: Request<message::PathInfo>) -> Result<Response<message::PathInfo>, Status> {
@@ -111,17 +113,18 @@ impl PathInfoService for Paths {
         let path = from_message(request.into_inner()).map_err(status::invalid)?;
         may_add(&path.info, trust, &self.trusted_keys, self.store.store_dir())?;
 
-        let entry = self
+        let (name, signer) = (path.info.path.clone(), self.signer.clone());
+        let told = self
             .with_nar(move |store| {
                 let digest = path.info.path.digest();
                 store.put(path)?;
-                store.get(&digest)
+                Ok(store.get(&digest)?.map(|entry| told(store, &signer, entry)))
             })
             .await?;
         // Only a collection at this very moment can take it away again.
-        let entry = entry.ok_or_else(|| Status::aborted("the path was deleted as soon as it was added"))?;
-        tracing::info!(path = %entry.info.path, "grpc: path added");
-        Ok(Response::new(to_message(&entry.info, &entry.node)))
+        let told = told.ok_or_else(|| Status::aborted("the path was deleted as soon as it was added"))?;
+        tracing::info!(path = %name, "grpc: path added");
+        Ok(Response::new(told))
     }
 
     async fn calculate_nar(
@@ -138,24 +141,29 @@ impl PathInfoService for Paths {
 
     async fn list(&self, _: Request<message::ListPathInfoRequest>) -> Result<Response<Self::ListStream>, Status> {
         let (sender, paths) = mpsc::channel(QUEUE_ITEMS);
-        let store = self.store.clone();
+        let (store, signer) = (self.store.clone(), self.signer.clone());
         // No thread waits for the client; see BlobService.Read.
         tokio::spawn(async move {
             let mut after = 0;
             loop {
-                let store = store.clone();
-                let page = move || store.list(after, PATHS_PER_STEP).map_err(status::paths);
-                let page = match blocking(page).await {
+                let (store, signer) = (store.clone(), signer.clone());
+                let page = move || {
+                    let entries = store.list(after, PATHS_PER_STEP).map_err(status::paths)?;
+                    let last = entries.last().map(|entry| entry.number);
+                    let page = entries.into_iter().map(|entry| told(&*store, &signer, entry));
+                    Ok((last, page.collect::<Vec<_>>()))
+                };
+                let (last, page) = match blocking(page).await {
                     Ok(page) => page,
                     Err(error) => {
                         let _ = sender.send(Err(error)).await;
                         return;
                     }
                 };
-                let Some(last) = page.last() else { return };
-                after = last.number;
-                for entry in page {
-                    if sender.send(Ok(to_message(&entry.info, &entry.node))).await.is_err() {
+                let Some(last) = last else { return };
+                after = last;
+                for path in page {
+                    if sender.send(Ok(path)).await.is_err() {
                         return;
                     }
                 }
@@ -163,6 +171,12 @@ impl PathInfoService for Paths {
         });
         Ok(Response::new(ReceiverStream::new(paths)))
     }
+}
+
+/// What is told of a path: signed here as well, as it is over HTTP. The store keeps none of that.
+fn told(store: &dyn PathInfos, signer: &Signer, mut entry: Entry) -> message::PathInfo {
+    signer.sign(store.store_dir(), &mut entry.info);
+    to_message(&entry.info, &entry.node)
 }
 
 /// The trust rule: a path info is a claim, and somebody or something must stand for it.

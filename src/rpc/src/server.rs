@@ -16,6 +16,7 @@ use rpc_client::proto::castore::blob_service_server::BlobServiceServer;
 use rpc_client::proto::castore::directory_service_server::DirectoryServiceServer;
 use rpc_client::proto::store::path_info_service_server::PathInfoServiceServer;
 use rpc_client::proto::{SNIX_DESCRIPTORS, TVIX_DESCRIPTORS};
+use store::Signer;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
 use tonic::codec::CompressionEncoding;
@@ -59,6 +60,8 @@ pub struct Services {
     pub paths: Arc<dyn PathInfos>,
     /// Keys whose signature makes an untrusted peer's path acceptable: `trusted-public-keys`.
     pub trusted_keys: Vec<PublicKey>,
+    /// Signs what is told of paths, beside the signatures they have: `secret-key-files`.
+    pub signer: Signer,
     /// Decides whether a peer on the Unix socket is trusted. Peers on TCP never are.
     pub trust_of: TrustOf,
 }
@@ -204,12 +207,12 @@ impl Listeners {
 }
 
 async fn routes(services: Services) -> Result<Routes, ServeError> {
-    let Services { blobs, directories, paths, trusted_keys, trust_of: _ } = services;
+    let Services { blobs, directories, paths, trusted_keys, signer, trust_of: _ } = services;
     // For clients that ask for it; what they send is taken as it is only.
     let zstd = CompressionEncoding::Zstd;
     let blobs_service = BlobServiceServer::new(Blobs::new(blobs)).send_compressed(zstd);
     let directories_service = DirectoryServiceServer::new(Directories::new(directories)).send_compressed(zstd);
-    let paths_service = PathInfoServiceServer::new(Paths::new(paths, trusted_keys));
+    let paths_service = PathInfoServiceServer::new(Paths::new(paths, trusted_keys, signer));
 
     let (health, health_service) = tonic_health::server::health_reporter();
     for name in SERVICE_NAMES {

@@ -22,7 +22,7 @@ use rpc_client::proto::store::get_path_info_request::ByWhat;
 use rpc_client::proto::store::nar_info::{Ca, Signature};
 use rpc_client::proto::store::path_info_service_client::PathInfoServiceClient;
 use rpc_client::proto::store::{self as message, GetPathInfoRequest, ListPathInfoRequest, NarInfo};
-use store::{Config, Store};
+use store::{Config, Signer, Store};
 use tokio_stream::StreamExt as _;
 use tonic::Code;
 use tonic::transport::Channel;
@@ -41,10 +41,15 @@ struct Fixture {
 impl Fixture {
     /// A server whose Unix socket gives every peer this trust.
     fn new(trust: Trust) -> Fixture {
+        Fixture::signing(trust, Signer::default())
+    }
+
+    /// The same, that signs what it tells.
+    fn signing(trust: Trust, signer: Signer) -> Fixture {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(Config::new(StoreDir::default(), dir.path().join("state"))).unwrap();
         let trusted_keys = vec![SecretKey::parse(SECRET_KEY).unwrap().public_key()];
-        let services = Services { trusted_keys, ..services_of(&store, trust) };
+        let services = Services { trusted_keys, signer, ..services_of(&store, trust) };
         let server = TestServer::unix(services, dir.path().join("grpc.socket"));
         let client = PathInfoServiceClient::new(server.channel());
         Fixture { server, store, client, _dir: dir }
@@ -147,6 +152,28 @@ fn a_trusted_peer_adds_gets_and_lists() {
     assert_eq!(listed, [claim]);
     let info = store.path_info(&path("trusted")).unwrap().unwrap();
     assert!(!info.ultimate && info.registration_time > 0);
+}
+
+#[test]
+fn what_is_told_is_signed_and_the_store_keeps_none_of_it() {
+    let key = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(key.path(), SECRET_KEY).unwrap();
+    let signer = Signer::new(&[key.path().to_str().unwrap().to_owned()]).unwrap();
+    let mut fixture = Fixture::signing(Trust::Trusted, signer);
+    let claim = fixture.claim("signed", b"contents");
+    let mut signed = claim.clone();
+    sign(&mut signed, &path("signed"));
+    assert_eq!(fixture.put(claim).unwrap(), signed);
+
+    let Fixture { server, store, client, _dir } = &mut fixture;
+    let request = GetPathInfoRequest { by_what: Some(ByWhat::ByOutputHash(vec![7; 20].into())) };
+    assert_eq!(server.block_on(client.get(request)).unwrap().into_inner(), signed);
+    let listed: Vec<_> = server.block_on(async {
+        let stream = client.list(ListPathInfoRequest {}).await.unwrap().into_inner();
+        stream.map(Result::unwrap).collect().await
+    });
+    assert_eq!(listed, [signed]);
+    assert_eq!(store.path_info(&path("signed")).unwrap().unwrap().signatures, BTreeSet::new());
 }
 
 #[test]

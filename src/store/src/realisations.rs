@@ -155,6 +155,18 @@ impl Store {
         Ok(Record::read(&bytes, &by_hash)?.map(|found| Realisation::new(id.clone(), found.out_path)))
     }
 
+    /// The realisations of a path, each under the name it was registered with.
+    ///
+    /// # Errors
+    /// When the index cannot be read or a record is damaged.
+    pub fn realisations_of(&self, path: &StorePath) -> Result<Vec<Realisation>> {
+        let mut found = Vec::new();
+        for (key, row) in self.realisation_rows(&path.digest())? {
+            found.extend(Record::read(&row, &named(&key, &row)?)?.filter(|found| found.out_path == *path));
+        }
+        Ok(found)
+    }
+
     /// All realisations, each under the name it was registered with.
     ///
     /// # Errors

@@ -64,7 +64,7 @@ impl Store {
             let mut records = RecordWriter::new(self);
             records.path(&row)?;
             batch.put(self.tables.paths, &digest, row);
-            for (key, row) in self.realisations_of(&digest)? {
+            for (key, row) in self.realisation_rows(&digest)? {
                 if let Some(row) = renumbered(&row, number) {
                     records.realisation(&key, &row)?;
                     batch.put(self.tables.realisations, &key, row);
@@ -87,7 +87,7 @@ impl Store {
     }
 
     /// Keys and rows of the realisations of a path.
-    pub(crate) fn realisations_of(&self, digest: &[u8; 20]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    pub(crate) fn realisation_rows(&self, digest: &[u8; 20]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let mut keys = Vec::new();
         self.index().scan_prefix(&self.tables.realised, digest, &mut |key, _| {
             keys.push(key[digest.len()..].to_vec());

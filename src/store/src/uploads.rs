@@ -55,6 +55,9 @@ struct State {
     coming: BTreeMap<StorePath, usize>,
     /// Changes whenever there may be something new to send.
     generation: u64,
+    /// What the generation was when paths were last queued that were queued already: whoever was sending one by then may
+    /// have missed what is new about it.
+    renewed: u64,
 }
 
 /// Paths that are queued and about to become valid. When it goes, they are, or never will be.
@@ -62,6 +65,8 @@ struct State {
 pub struct Coming<'a> {
     store: &'a Store,
     paths: Vec<StorePath>,
+    /// Whether some were queued already.
+    again: bool,
 }
 
 impl Drop for Coming<'_> {
@@ -77,6 +82,9 @@ impl Drop for Coming<'_> {
             }
         }
         state.generation += 1;
+        if self.again {
+            state.renewed = state.generation;
+        }
         self.store.uploads.news.notify_all();
     }
 }
@@ -108,12 +116,13 @@ impl Store {
         Ok(forgotten)
     }
 
-    /// Queues paths that are about to be registered, for all destinations. They are sent once the result is gone.
+    /// Queues paths that are about to be registered, or to be realisations of outputs, for all destinations. They are sent
+    /// once the result is gone.
     ///
     /// # Errors
     /// When the index cannot be written.
     pub fn queue_uploads<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) -> Result<Coming<'_>> {
-        let mut coming = Coming { store: self, paths: Vec::new() };
+        let mut coming = Coming { store: self, paths: Vec::new(), again: false };
         let mut state = self.uploads.state.lock();
         if state.targets.is_empty() {
             return Ok(coming);
@@ -125,6 +134,7 @@ impl Store {
             for (target, count) in &mut state.targets {
                 let key = target.key(path);
                 if self.index().get(&self.tables.uploads, &key)?.is_some() {
+                    coming.again = true;
                     continue;
                 }
                 if *count >= MAX_QUEUED {
@@ -182,13 +192,17 @@ impl Store {
         Ok(paths)
     }
 
-    /// Takes a path out of a destination's queue.
+    /// Takes a path out of a destination's queue, when it has been sent as it was at the generation `since`: what was queued
+    /// again after that stays, since there is something new about it.
     ///
     /// # Errors
     /// When the index cannot be written.
-    pub fn unqueue_upload(&self, target: UploadTarget, path: &StorePath) -> Result<()> {
+    pub fn unqueue_upload(&self, target: UploadTarget, path: &StorePath, since: u64) -> Result<()> {
         let mut state = self.uploads.state.lock();
         let key = target.key(path);
+        if since < state.renewed {
+            return Ok(());
+        }
         // Whoever makes it valid just now has queued it anew.
         if state.coming.contains_key(path) || self.index().get(&self.tables.uploads, &key)?.is_none() {
             return Ok(());
@@ -250,7 +264,7 @@ mod tests {
         let seen = store.upload_generation();
         let coming = store.queue_uploads(&paths).unwrap();
         assert!(store.queued_uploads(one, None, 100).unwrap().is_empty(), "they are not valid yet");
-        store.unqueue_upload(one, &paths[0]).unwrap();
+        store.unqueue_upload(one, &paths[0], store.upload_generation()).unwrap();
         drop(coming);
         assert_ne!(store.upload_generation(), seen);
         let mut sorted = paths.clone();
@@ -258,8 +272,8 @@ mod tests {
         assert_eq!(store.queued_uploads(one, None, 100).unwrap(), sorted);
         assert_eq!(store.queued_uploads(one, None, 3).unwrap(), sorted[..3]);
         assert_eq!(store.queued_uploads(one, Some(&sorted[2]), 3).unwrap(), sorted[3..6]);
-        store.unqueue_upload(one, &sorted[0]).unwrap();
-        store.unqueue_upload(one, &sorted[0]).unwrap();
+        store.unqueue_upload(one, &sorted[0], store.upload_generation()).unwrap();
+        store.unqueue_upload(one, &sorted[0], store.upload_generation()).unwrap();
         drop(store.queue_uploads(&sorted[1..2]).unwrap());
         assert_eq!((store.upload_count(one), store.upload_count(two)), (9, 10));
         store.sync().unwrap();
@@ -272,6 +286,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_queued_again_while_it_is_sent_is_sent_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(Config::new(StoreDir::default(), dir.path())).unwrap();
+        let (target, paths) = (UploadTarget::new("one"), [path("one")]);
+        store.set_upload_targets(&[target]).unwrap();
+        drop(store.queue_uploads(&paths).unwrap());
+        let sending = store.upload_generation();
+        // Something that goes with it is registered now.
+        drop(store.queue_uploads(&paths).unwrap());
+        store.unqueue_upload(target, &paths[0], sending).unwrap();
+        assert_eq!(store.queued_uploads(target, None, 10).unwrap(), paths);
+        store.unqueue_upload(target, &paths[0], store.upload_generation()).unwrap();
+        assert_eq!(store.upload_count(target), 0);
+    }
+
+    #[test]
     fn a_queue_that_is_full_takes_no_more() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(Config::new(StoreDir::default(), dir.path())).unwrap();
@@ -280,7 +310,7 @@ mod tests {
         let paths: Vec<StorePath> = (0..MAX_QUEUED + 1).map(|number| path(&format!("p{number}"))).collect();
         drop(store.queue_uploads(&paths).unwrap());
         assert_eq!(store.upload_count(target), MAX_QUEUED);
-        store.unqueue_upload(target, &paths[0]).unwrap();
+        store.unqueue_upload(target, &paths[0], store.upload_generation()).unwrap();
         drop(store.queue_uploads(&paths[MAX_QUEUED..]).unwrap());
         assert_eq!(store.upload_count(target), MAX_QUEUED);
     }

@@ -15,6 +15,8 @@ use crate::origin::{Origin, SourceInfo};
 
 /// The file in which a cache tells of itself.
 pub(crate) const CACHE_INFO: &str = "nix-cache-info";
+/// The directory of what outputs turned out to be.
+pub(crate) const REALISATIONS: &str = "realisations";
 /// Longest `nix-cache-info`, in bytes.
 const MAX_CACHE_INFO: usize = 64 << 10;
 /// Longest narinfo, in bytes: room for ten thousand references.
@@ -23,6 +25,11 @@ const MAX_NARINFO: usize = 1 << 20;
 const MAX_REALISATION: usize = 1 << 20;
 /// Of caches that say nothing else; smaller ones are asked first.
 const DEFAULT_PRIORITY: u64 = 50;
+
+/// The file that says what an output turned out to be: JSON.
+pub(crate) fn realisation_file(id: &DrvOutput) -> String {
+    format!("{REALISATIONS}/{id}.doi")
+}
 
 /// A cache's files.
 pub(crate) struct BinaryCache {
@@ -142,7 +149,7 @@ impl Origin for BinaryCache {
     }
 
     fn realisation(&self, id: &DrvOutput) -> Result<Option<Realisation>, Error> {
-        let name = format!("realisations/{id}.doi");
+        let name = realisation_file(id);
         let Some(text) = self.text(&name, MAX_REALISATION)? else { return Ok(None) };
         let corrupt = |source| Error::Realisation { file: self.file(&name), source };
         let realisation = Realisation::from_json(&text).map_err(corrupt)?;

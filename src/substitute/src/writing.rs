@@ -11,10 +11,11 @@ use fetch::Upload;
 use nix_compat::hash::{Algorithm, Hasher};
 use nix_compat::narinfo::{Compression, NarInfo};
 use nix_compat::path_info::PathInfo;
+use nix_compat::realisation::{DrvOutput, Realisation};
 use nix_compat::store_path::{StoreDir, StorePath};
 use tempfile::NamedTempFile;
 
-use crate::binary_cache::{BinaryCache, CACHE_INFO};
+use crate::binary_cache::{BinaryCache, CACHE_INFO, REALISATIONS, realisation_file};
 use crate::error::Error;
 use crate::location::{Location, Place};
 use crate::origin::Origin;
@@ -27,6 +28,7 @@ const MAX_XZ_LEVEL: u32 = 9;
 const NAR_TYPE: &str = "application/x-nix-nar";
 const NARINFO_TYPE: &str = "text/x-nix-narinfo";
 const CACHE_INFO_TYPE: &str = "text/x-nix-cache-info";
+const REALISATION_TYPE: &str = "application/json";
 /// Of what is written into a directory.
 const FILE_MODE: u32 = 0o644;
 /// How the names of files begin that are no part of a directory yet.
@@ -106,7 +108,7 @@ impl CacheWriter {
     /// [`Error::StoreDir`] when it is for another, and failures to read or write it.
     pub fn open(&self, dir: &StoreDir) -> Result<(), Error> {
         if let Place::Directory(directory) = self.cache.place() {
-            for directory in [directory.clone(), directory.join("nar")] {
+            for directory in [directory.clone(), directory.join("nar"), directory.join(REALISATIONS)] {
                 remove_abandoned(&directory);
             }
         }
@@ -148,6 +150,22 @@ impl CacheWriter {
         narinfo.file_hash = Some(hash);
         narinfo.file_size = Some(length);
         self.put_text(&format!("{}.narinfo", path.hash_part()), &narinfo.to_text(dir), NARINFO_TYPE)
+    }
+
+    /// What it says an output turned out to be.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn realisation(&self, id: &DrvOutput) -> Result<Option<Realisation>, Error> {
+        Origin::realisation(&self.cache, id)
+    }
+
+    /// Says what an output turned out to be, in the place of what was said before. The path should be there.
+    ///
+    /// # Errors
+    /// Failures of the disk, of the server.
+    pub fn put_realisation(&self, realisation: &Realisation) -> Result<(), Error> {
+        self.put_text(&realisation_file(&realisation.id), &realisation.to_json(), REALISATION_TYPE)
     }
 
     fn compress(&self, out: &mut Measured<'_>, nar: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
@@ -192,9 +210,10 @@ impl CacheWriter {
         let Place::Directory(directory) = self.cache.place() else {
             return self.cache.put(name, &Upload::Text(text), content_type);
         };
-        let mut file = named(directory)?;
-        file.write_all(text.as_bytes()).map_err(|source| Error::Write { file: directory.join(name), source })?;
-        rename(file, &directory.join(name))
+        let place = directory.join(name);
+        let mut file = named(place.parent().unwrap_or(directory))?;
+        file.write_all(text.as_bytes()).map_err(|source| Error::Write { file: place.clone(), source })?;
+        rename(file, &place)
     }
 }
 

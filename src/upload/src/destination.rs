@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use fetch::{Download, DownloadOptions};
 use nix_compat::path_info::PathInfo;
+use nix_compat::realisation::{DrvOutput, Realisation};
 use nix_compat::store_path::StorePath;
 use nix_compat::store_uri::{self, StoreUri};
 use parking_lot::Mutex;
-use remote::{ClientError, RemoteStore, Stopper, references_first};
+use remote::{ClientError, OutputNames, RemoteStore, Stopper, references_first};
 use store::Store;
 use substitute::CacheWriter;
 
@@ -168,6 +169,42 @@ impl Destination {
             Self::Store { uri, remote } => remote
                 .add(&infos, &mut |info, out| write(info, out))
                 .map_err(|source| Error::Remote { uri: uri.clone(), source }),
+        }
+    }
+}
+
+/// Realisations.
+impl Destination {
+    /// By which names it knows outputs; `None` if it knows none.
+    pub(crate) fn output_names(&self) -> Option<OutputNames> {
+        match self {
+            Self::Cache(_) => Some(OutputNames::ByHash),
+            Self::Store { remote, .. } => remote.output_names(),
+        }
+    }
+
+    /// What it believes an output to be.
+    pub(crate) fn realisation(&mut self, id: &DrvOutput) -> Result<Option<Realisation>, Error> {
+        match self {
+            Self::Cache(writer) => Ok(writer.realisation(id)?),
+            Self::Store { uri, remote } => {
+                remote.realisation(id).map_err(|source| Error::Remote { uri: uri.clone(), source })
+            }
+        }
+    }
+
+    /// Tells it what an output turned out to be.
+    pub(crate) fn put_realisation(&mut self, realisation: &Realisation) -> Result<(), Error> {
+        match self {
+            Self::Cache(writer) => Ok(writer.put_realisation(realisation)?),
+            Self::Store { uri, remote } => match remote.register(realisation) {
+                // Stock's daemon takes none unless its own settings say so; its paths are of use without.
+                Err(ClientError::Refused(why)) => {
+                    tracing::warn!(output = %realisation.id, to = %uri, why, "an upload's realisation was refused");
+                    Ok(())
+                }
+                done => done.map_err(|source| Error::Remote { uri: uri.clone(), source }),
+            },
         }
     }
 }

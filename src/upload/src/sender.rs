@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fetch::DownloadOptions;
+use nix_compat::realisation::DrvOutput;
 use nix_compat::store_path::StorePath;
 use parking_lot::{Condvar, Mutex};
 use remote::Stopper;
 use store::{Signer, Store, UploadTarget};
 
 use crate::destination::{Destination, Error};
+use crate::realisations::wanted;
 
 /// Paths taken from the queue at a time.
 const BATCH: usize = 64;
@@ -23,7 +25,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// How often a path is offered to a destination that takes others.
 const MAX_REFUSALS: u32 = 8;
-/// Paths of which is remembered that the destination has them.
+/// Paths of which is remembered that the destination has them; and realisations.
 const MAX_KNOWN: usize = 100_000;
 /// For how long: it may collect garbage.
 const KNOWN_TIME: Duration = Duration::from_secs(600);
@@ -95,6 +97,7 @@ pub(crate) struct Sender {
     at: Option<StorePath>,
     /// What the destination has, and since when this is gathered.
     known: BTreeSet<StorePath>,
+    realised: BTreeSet<DrvOutput>,
     known_since: Instant,
     /// How often paths were refused.
     refusals: HashMap<StorePath, u32>,
@@ -112,6 +115,7 @@ impl Sender {
             destination: None,
             at: None,
             known: BTreeSet::new(),
+            realised: BTreeSet::new(),
             known_since: Instant::now(),
             refusals: HashMap::new(),
             refused: None,
@@ -138,7 +142,7 @@ impl Sender {
                     tracing::warn!(%error, waiting, "cannot upload; trying again in {} s", pause.as_secs());
                     self.shared.state().failure = Some(error.to_string());
                     self.destination = None;
-                    self.known.clear();
+                    self.forget();
                     self.shared.pause(pause);
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
@@ -158,10 +162,11 @@ impl Sender {
             };
         }
         for path in paths {
+            let since = self.store.upload_generation();
             match self.send(&path) {
                 Ok(()) => {
                     self.refusals.remove(&path);
-                    self.store.unqueue_upload(target, &path)?;
+                    self.store.unqueue_upload(target, &path, since)?;
                 }
                 Err(error) if error.is_outage() || self.shared.is_stopped() => return Err(error),
                 Err(error) => {
@@ -185,10 +190,16 @@ impl Sender {
         tracing::error!(%error, %path, "giving up to upload a path");
         self.shared.state().failure = Some(error.to_string());
         self.refusals.remove(path);
-        Ok(self.store.unqueue_upload(self.shared.target, path)?)
+        Ok(self.store.unqueue_upload(self.shared.target, path, self.store.upload_generation())?)
     }
 
-    /// Sends a path with all it needs that the destination lacks.
+    /// Forgets what the destination has.
+    fn forget(&mut self) {
+        self.known.clear();
+        self.realised.clear();
+    }
+
+    /// Sends a path with all it needs that the destination lacks, and what is known to have become these.
     fn send(&mut self, path: &StorePath) -> Result<(), Error> {
         let store = self.store.clone();
         let roots = store.new_temp_roots();
@@ -198,7 +209,7 @@ impl Sender {
             return Ok(());
         }
         if self.known_since.elapsed() > KNOWN_TIME {
-            self.known.clear();
+            self.forget();
         }
         if self.known.is_empty() {
             self.known_since = Instant::now();
@@ -224,9 +235,14 @@ impl Sender {
             let mut out = UntilStopped { out, shared };
             store.write_nar(&info.path, &mut out).map_err(io::Error::other)
         })?;
+        for realisation in wanted(&store, &closure, &self.realised)? {
+            let id = realisation.id.clone();
+            destination.send_realisation(&store, &self.signer, realisation)?;
+            self.realised.insert(id);
+        }
         self.known.extend(closure);
-        if self.known.len() > MAX_KNOWN {
-            self.known.clear();
+        if self.known.len() > MAX_KNOWN || self.realised.len() > MAX_KNOWN {
+            self.forget();
         }
         let mut state = self.shared.state();
         state.sent += sent as u64;

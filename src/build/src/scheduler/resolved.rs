@@ -61,7 +61,8 @@ impl Realisation {
         if !plan.derivation.basic.is_impure() {
             let (store, plan, made) = (self.scheduler.store.clone(), plan.clone(), made.clone());
             let keys = self.session.options.secret_key_files.clone();
-            blocking(move || note_realisations(&store, &plan, &inputs, &made, &Signer::new(&keys)?)).await?;
+            let built = result.status != BuildStatus::Substituted;
+            blocking(move || note_realisations(&store, &plan, &inputs, &made, &Signer::new(&keys)?, built)).await?;
         }
         let status = match result.status {
             BuildStatus::AlreadyValid => BuildStatus::ResolvesToAlreadyValid,
@@ -80,7 +81,7 @@ impl Realisation {
         }
         let (store, plan, keys) =
             (self.scheduler.store.clone(), plan.clone(), self.session.options.secret_key_files.clone());
-        blocking(move || note_realisations(&store, &plan, &InputPaths::new(), &made, &Signer::new(&keys)?)).await
+        blocking(move || note_realisations(&store, &plan, &InputPaths::new(), &made, &Signer::new(&keys)?, true)).await
     }
 
     /// Puts a derivation into the store, as its owner would have.
@@ -91,14 +92,17 @@ impl Realisation {
 }
 
 /// Notes what a derivation's outputs turned out to be, under the name that follows from the derivation as it was before
-/// its inputs were known. Blocks.
+/// its inputs were known. What was built is sent elsewhere with that. Blocks.
 fn note_realisations(
     store: &Store,
     plan: &Plan,
     inputs: &InputPaths,
     made: &BTreeMap<OutputName, StorePath>,
     signer: &Signer,
+    built: bool,
 ) -> Result<(), Failure> {
+    // They may have been sent by now, without what is noted here.
+    let _coming = store.queue_uploads(made.values().filter(|_| built))?;
     for (name, path) in made {
         let Some(output) = plan.outputs.get(name) else { continue };
         let id = DrvOutput::Modulo { hash: output.drv_hash, output: name.clone() };

@@ -34,7 +34,6 @@ const NAMES: &[&str] = &[
     "fsync-metadata",
     "fsync-store-paths",
     "gc-reserved-space",
-    "http2",
     "ignore-try",
     "ignored-acls",
     "json-log-path",

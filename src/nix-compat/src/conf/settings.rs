@@ -182,6 +182,8 @@ settings! {
     download_attempts: u64 = 5, "download-attempts";
     /// KiB per second a download may take; 0 means any number.
     download_speed: u64 = 0, "download-speed";
+    /// Whether HTTP/2 is spoken with servers that offer it.
+    http2: bool = true, "http2";
     /// Seconds to remember that a cache has a path.
     narinfo_cache_positive_ttl: u64 = 2_592_000, "narinfo-cache-positive-ttl";
     /// Seconds to remember that a cache does not have a path.

@@ -9,7 +9,7 @@ use castore::{BlobService, DirectoryService, MemoryStore, Node};
 use nix_compat::store_path::StoreDir;
 use rpc::{Listen, Listeners, PathInfos, PathsError, Services, Trust};
 use store::nar_digest::NarFacts;
-use store::{Entry, NewPath, Store};
+use store::{Entry, NewPath, Signer, Store};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::oneshot;
 use tonic::transport::Channel;
@@ -28,6 +28,7 @@ pub fn services_of(store: &Arc<Store>, trust: Trust) -> Services {
         directories: store.engine().clone(),
         paths: store.clone(),
         trusted_keys: Vec::new(),
+        signer: Signer::default(),
         trust_of: Arc::new(move |_| Some(trust)),
     }
 }
@@ -90,6 +91,7 @@ where
         directories: castore,
         paths: Arc::new(NoPaths),
         trusted_keys: Vec::new(),
+        signer: Signer::default(),
         trust_of: Arc::new(|_| Some(Trust::Untrusted)),
     }
 }
