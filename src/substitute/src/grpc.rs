@@ -5,7 +5,9 @@
 //! the digest that it was asked by. [`walk`] goes through the tree, [`flow`] asks for what will be needed. Everything here
 //! blocks.
 
+mod contents;
 mod flow;
+mod promise;
 mod walk;
 
 use std::cell::RefCell;
@@ -19,12 +21,13 @@ use castore::{BlobService as _, Digest};
 use fetch::{DownloadError, Sink, Trouble};
 use nix_compat::nar::{NarWriter, WriteError};
 use nix_compat::narinfo::{Compression, NarInfo};
+use nix_compat::path_info::PathInfo;
 use nix_compat::realisation::{DrvOutput, Realisation};
 use nix_compat::store_path::{StoreDir, StorePath};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
-use rpc_client::{Ahead, Channel, ClientError, RemotePaths};
-use store::NewPath;
+use rpc_client::{Ahead, Channel, ClientError, RemoteDirectories, RemotePaths};
+use store::{NewPath, Store};
 use tokio::runtime::Handle;
 
 use crate::error::Error;
@@ -52,6 +55,7 @@ pub(crate) struct Castore {
     here: Arc<Engine>,
     paths: RemotePaths,
     ahead: Ahead,
+    directories: RemoteDirectories,
     recent: Cache<Digest, Bytes, ByLength>,
     transfers: AtomicUsize,
     attempts: u64,
@@ -94,6 +98,7 @@ impl Castore {
             name,
             here,
             paths: RemotePaths::new(channel.clone(), runtime.clone()),
+            directories: RemoteDirectories::new(channel.clone(), runtime.clone()),
             ahead: Ahead::new(channel, runtime, compressed, attempts),
             recent: Cache::with_weighter((RECENT / TYPICAL_PIECE) as usize, RECENT, ByLength),
             transfers: AtomicUsize::new(0),
@@ -250,6 +255,10 @@ impl Origin for Castore {
     /// The protocol has no realisations.
     fn realisation(&self, _: &DrvOutput) -> Result<Option<Realisation>, Error> {
         Ok(None)
+    }
+
+    fn promise(&self, store: &Store, info: &PathInfo) -> Result<Option<NewPath>, Error> {
+        self.promise_path(store, info).map(Some)
     }
 
     fn copy(&self, narinfo: &NarInfo, sink: &mut dyn Sink) -> Result<(), Error> {

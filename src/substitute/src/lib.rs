@@ -17,6 +17,7 @@ mod crew;
 mod error;
 mod grpc;
 mod health;
+mod lazy;
 mod location;
 mod offers;
 mod opened;
@@ -47,6 +48,7 @@ use store::TempRoots;
 
 pub use compression::decompressed;
 pub use error::Error;
+pub use lazy::{Lazy, LazySource, OnProgress};
 pub use substituters::Substituters;
 pub use watch::{Copying, NoWatch, Watch};
 pub use writing::CacheWriter;

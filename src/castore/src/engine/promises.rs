@@ -59,9 +59,9 @@ pub type Then = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
 /// Gets what was promised.
 pub trait Filler: Send + Sync {
-    /// Sees to it that the blob is here, then calls `then`, on a thread that may read and write the castore. Returns at once
-    /// and does not call `then` itself, since whoever asks may hold locks and must not wait. Asked for one blob several times,
-    /// it gets it once.
+    /// Sees to it that the blob is here, then calls `then`, on a thread that may read and write the castore. Returns at once;
+    /// `then` may be called before that only to say that there is no room. Asked for one blob several times, it gets it
+    /// once. A `then` that is dropped without being called says that the process ends.
     fn fill(&self, digest: Digest, promise: Promise, then: Then);
 }
 
