@@ -58,6 +58,8 @@ pub(crate) struct Castore {
     directories: RemoteDirectories,
     recent: Cache<Digest, Bytes, ByLength>,
     transfers: AtomicUsize,
+    /// Bytes asked for and not used yet, of all transfers together.
+    underway: u64,
     attempts: u64,
 }
 
@@ -102,8 +104,15 @@ impl Castore {
             ahead: Ahead::new(channel, runtime, compressed, attempts),
             recent: Cache::with_weighter((RECENT / TYPICAL_PIECE) as usize, RECENT, ByLength),
             transfers: AtomicUsize::new(0),
+            underway: UNDERWAY,
             attempts,
         }
+    }
+
+    /// With so many bytes in memory of what was asked for, instead of the usual ones, and as many of what came lately.
+    pub(crate) fn within(self, bytes: u64) -> Self {
+        let recent = Cache::with_weighter((bytes / TYPICAL_PIECE) as usize, bytes, ByLength);
+        Self { underway: bytes, recent, ..self }
     }
 
     /// What the peer says of a path. Asked again when others' calls broke the connection.
@@ -125,7 +134,7 @@ impl Castore {
     }
 
     fn write(&self, root: &castore::Node, sink: &mut dyn Sink) -> Result<(), Failure> {
-        let share = Share::of(&self.transfers);
+        let share = Share::of(&self.transfers, self.underway);
         // Who waits for the peer looks now and then whether the other end of the sink still does.
         let sink = RefCell::new(sink);
         let mut nar = NarWriter::new(Pieces(&sink));
@@ -197,17 +206,17 @@ impl Castore {
 }
 
 /// One of the transfers from a castore, which share what may be under way.
-struct Share<'a>(&'a AtomicUsize);
+struct Share<'a>(&'a AtomicUsize, u64);
 
 impl<'a> Share<'a> {
-    fn of(transfers: &'a AtomicUsize) -> Self {
+    fn of(transfers: &'a AtomicUsize, underway: u64) -> Self {
         transfers.fetch_add(1, Ordering::Relaxed);
-        Self(transfers)
+        Self(transfers, underway)
     }
 
     /// Bytes that it may ask for in advance, as things are.
     fn bytes(&self) -> u64 {
-        (UNDERWAY / self.0.load(Ordering::Relaxed).max(1) as u64).clamp(*SHARES.start(), *SHARES.end())
+        (self.1 / self.0.load(Ordering::Relaxed).max(1) as u64).clamp(*SHARES.start(), *SHARES.end())
     }
 }
 

@@ -43,7 +43,7 @@ const DEMAND_THREADS: usize = 8;
 const BACKGROUND_THREADS: usize = 2;
 /// Paths whose rest is to be fetched. More come when they are read again.
 const MAX_PATHS: usize = 4096;
-/// Blobs of a path that are listed at once, 40 bytes each.
+/// Blobs of a path that are listed at once, some 80 bytes each.
 const LISTED: usize = 65_536;
 /// What is fetched of a path in one step: so many blobs, and of small ones so many bytes.
 const BATCH: usize = 24;

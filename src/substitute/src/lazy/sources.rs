@@ -18,6 +18,8 @@ use crate::substituters::channel;
 const MAX_SOURCES: usize = 16;
 /// How often a call is made that the connection breaks under. A reader waits meanwhile.
 const ATTEMPTS: u64 = 2;
+/// Bytes of one thread that were asked for and not used yet.
+const UNDERWAY: u64 = 2 << 20;
 /// For how long the list of all sources is good.
 const LIST_AGE: Duration = Duration::from_secs(5);
 
@@ -78,7 +80,8 @@ impl Sources {
     /// A source for one thread: what one has asked for is not in another's way.
     pub(super) fn open(&self, url: &str, store: &Store) -> Result<Castore, Error> {
         let channel = self.channel(url)?;
-        Ok(Castore::new(url.to_owned(), store.engine().clone(), channel, self.runtime.clone(), ATTEMPTS))
+        let here = store.engine().clone();
+        Ok(Castore::new(url.to_owned(), here, channel, self.runtime.clone(), ATTEMPTS).within(UNDERWAY))
     }
 
     fn channel(&self, url: &str) -> Result<Channel, Error> {
