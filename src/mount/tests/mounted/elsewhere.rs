@@ -32,7 +32,7 @@ fn who_waits_for_contents_keeps_nobody_else_from_reading() {
     let here = store.path(store.view.add("here", store.view.file("here")));
     let files: Vec<_> = (0..READERS).map(|n| add(&store, &format!("away-{n}"), &noise(200_000, n as u64 + 1))).collect();
     thread::scope(|scope| {
-        let readers: Vec<_> = files.iter().map(|(path, _)| scope.spawn(|| fs::read(path).unwrap())).collect();
+        let readers: Vec<_> = files.iter().map(|(path, _)| scope.spawn(move || fs::read(path).unwrap())).collect();
         until("all ask", || files.iter().all(|(_, digest)| store.view.waiting(digest) > 0));
         assert_eq!(fs::read(&here).unwrap(), b"here");
         assert!(readers.iter().all(|reader| !reader.is_finished()));
