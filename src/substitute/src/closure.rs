@@ -231,8 +231,8 @@ impl Substituters {
                 let work = move || {
                     watch.began(&copying);
                     let promised = if lazy { promise(&store, &offer) } else { None };
-                    let result = promised
-                        .unwrap_or_else(|| transfer(&store, &offer, &control, &*watch, &copying, turn));
+                    let result =
+                        promised.unwrap_or_else(|| transfer(&store, &offer, &control, &*watch, &copying, turn));
                     watch.ended(&copying);
                     result
                 };

@@ -34,8 +34,8 @@ use tokio::runtime::Handle;
 use crate::error::Error;
 use crate::pipe::Shared;
 use flights::{Flights, Taken};
-use sources::Sources;
 pub use sources::LazySource;
+use sources::Sources;
 
 /// Threads that fetch what somebody waits for.
 const DEMAND_THREADS: usize = 8;

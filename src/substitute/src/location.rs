@@ -78,15 +78,8 @@ impl Location {
             return Err(unknown());
         };
         let uri = fetch::without_password(base.trim_end_matches('/'));
-        let mut location = Self {
-            uri,
-            place,
-            trusted: false,
-            lazy: false,
-            priority: None,
-            want_mass_query: None,
-            store_dir: None,
-        };
+        let mut location =
+            Self { uri, place, trusted: false, lazy: false, priority: None, want_mass_query: None, store_dir: None };
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             let wrong = || Error::Parameter { url: text.to_owned(), name: name.to_string(), value: value.to_string() };
             match &*name {

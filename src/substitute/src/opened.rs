@@ -73,7 +73,9 @@ impl Substituters {
                 Ok(source) => {
                     if source.location.lazy && !matches!(source.location.place, Place::Castore(_)) {
                         let uri = source.uri();
-                        client.warn_once(format!("'{uri}' cannot be lazy, since it is no castore (grpc+…): paths come whole"));
+                        client.warn_once(format!(
+                            "'{uri}' cannot be lazy, since it is no castore (grpc+…): paths come whole"
+                        ));
                     }
                     opening.push(open(source, client));
                 }

@@ -30,7 +30,8 @@ fn until(what: &str, is_so: impl Fn() -> bool) {
 fn who_waits_for_contents_keeps_nobody_else_from_reading() {
     let Some(store) = mounted() else { return };
     let here = store.path(store.view.add("here", store.view.file("here")));
-    let files: Vec<_> = (0..READERS).map(|n| add(&store, &format!("away-{n}"), &noise(200_000, n as u64 + 1))).collect();
+    let files: Vec<_> =
+        (0..READERS).map(|n| add(&store, &format!("away-{n}"), &noise(200_000, n as u64 + 1))).collect();
     thread::scope(|scope| {
         let readers: Vec<_> = files.iter().map(|(path, _)| scope.spawn(move || fs::read(path).unwrap())).collect();
         until("all ask", || files.iter().all(|(_, digest)| store.view.waiting(digest) > 0));

@@ -50,9 +50,7 @@ impl Castore {
             let mut got = self.directories.get_recursive(digest, &mut each);
             for _ in 1..self.attempts {
                 match &got {
-                    Err(castore::Error::Backend(error))
-                        if error.downcast_ref().is_some_and(ClientError::is_broken) =>
-                    {
+                    Err(castore::Error::Backend(error)) if error.downcast_ref().is_some_and(ClientError::is_broken) => {
                         got = self.directories.get_recursive(digest, &mut each);
                     }
                     _ => break,
