@@ -19,17 +19,22 @@ const GRPC_SOCKET: &str = "nix/var/nix/daemon-socket/grpc";
 type Work = Box<dyn FnOnce(&Setup) + Send>;
 
 /// A castored in a room of its own, which a thread of its own has entered.
-struct Other {
+pub(crate) struct Other {
     work: Option<Sender<Work>>,
     thread: Option<JoinHandle<()>>,
-    address: String,
+    pub(crate) address: String,
     dir: PathBuf,
     /// Signs what is built there.
-    key: String,
+    pub(crate) key: String,
 }
 
 impl Other {
     fn start(name: &str) -> Self {
+        Self::start_with(name, |conf| conf)
+    }
+
+    /// The same with settings that follow from the usual ones.
+    pub(crate) fn start_with(name: &str, conf: impl FnOnce(String) -> String + Send + 'static) -> Self {
         let (work, works) = channel::<Work>();
         let (ready, started) = channel();
         let (name, address) = (name.to_owned(), free_address());
@@ -39,7 +44,7 @@ impl Other {
             let (secret, public) = (s.room.tmp("secret"), s.room.tmp("public"));
             let make_key = s.nix(Who::Root, "nix-store").args(["--generate-binary-cache-key", "other-1"]);
             make_key.arg(&secret).arg(&public).ok().unwrap();
-            let conf = format!("{}secret-key-files = {}\n", default_conf(), secret.display());
+            let conf = format!("{}secret-key-files = {}\n", conf(default_conf()), secret.display());
             let mut command = s.subject.command(&s.room, &conf).unwrap();
             command.env(GRPC_VARIABLE, &listen);
             let daemon = Daemon::spawn(command, &s.room, Path::new(SOCKET)).unwrap();
@@ -55,7 +60,7 @@ impl Other {
     }
 
     /// Does something in its room.
-    fn inside<T: Send + 'static>(&self, work: impl FnOnce(&Setup) -> T + Send + 'static) -> T {
+    pub(crate) fn inside<T: Send + 'static>(&self, work: impl FnOnce(&Setup) -> T + Send + 'static) -> T {
         let (answer, answers) = channel();
         let work: Work = Box::new(move |s| answer.send(work(s)).unwrap());
         self.work.as_ref().unwrap().send(work).unwrap();

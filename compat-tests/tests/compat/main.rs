@@ -18,6 +18,7 @@ mod grpc;
 mod grpc_source;
 mod http_cache;
 mod http_push;
+mod lazy;
 mod life;
 mod many;
 mod mount;

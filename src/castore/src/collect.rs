@@ -147,6 +147,9 @@ impl Collection {
             return Err(error.into());
         }
         self.remove(&mut dying)?;
+        if !ended {
+            core.sweep_promises(&|key| self.live.contains(key))?;
+        }
         if ended {
             core.index.sync()?;
         } else {

@@ -7,6 +7,7 @@ mod costs;
 mod directories;
 mod garbage;
 mod hold;
+mod promises;
 mod walk;
 
 use std::io::Read;
@@ -26,6 +27,7 @@ pub use crate::objects::Stats;
 pub use crate::session::{Hold, Session};
 pub use costs::{Cost, CostError, Costs, Distinct, MAX_OBJECTS, MAX_SETS};
 pub use garbage::Garbage;
+pub use promises::{Elsewhere, Filler, MAX_NOTE, Promise, Then};
 
 /// What can be chosen when an engine is opened: how memory is shared out.
 #[derive(Clone, Debug)]
@@ -73,6 +75,8 @@ pub struct Engine {
     objects: Arc<ObjectStore>,
     blobs: Blobs,
     directories: Directories,
+    /// Who gets what was promised and is not here, see [`promises`].
+    fillers: Arc<promises::Fillers>,
 }
 
 impl Engine {
@@ -86,6 +90,7 @@ impl Engine {
         Ok(Arc::new(Engine {
             blobs: Blobs::new(Arc::clone(&objects), chunk_list_cache_bytes),
             directories: Directories::new(Arc::clone(&objects), directory_cache_bytes),
+            fillers: Arc::default(),
             objects,
         }))
     }
@@ -131,8 +136,15 @@ impl BlobService for Engine {
         self.blobs.stat(digest)
     }
 
+    /// Waits for what was promised; [`Engine::read_here`] does not.
     fn read_at(&self, digest: &Digest, offset: u64, len: usize) -> Result<Bytes, Error> {
-        self.blobs.read_at(digest, offset, len)
+        match self.read_here(digest, offset, len) {
+            Err(Error::Elsewhere(_)) => {
+                self.wait_for(digest)?;
+                self.read_here(digest, offset, len)
+            }
+            read => read,
+        }
     }
 
     fn put(&self, from: &mut dyn Read) -> Result<(Digest, u64), Error> {

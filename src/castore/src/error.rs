@@ -12,6 +12,23 @@ pub enum Error {
     /// No blob has this digest.
     #[error("blob {0} is not here")]
     BlobNotFound(Digest),
+    /// A blob that was promised and that nobody fetches now, or at least not here.
+    #[error("blob {0} has not come from its source yet")]
+    Elsewhere(Digest),
+    /// A blob that was promised could not be had.
+    #[error("blob {digest} cannot be fetched: {reason}")]
+    NotFilled {
+        /// The blob.
+        digest: Digest,
+        /// What was tried, and why it failed.
+        reason: String,
+    },
+    /// What is to be remembered with a promise is too long.
+    #[error("a note of more than {limit} bytes cannot be kept with a promise")]
+    LongNote {
+        /// Bytes that it may have.
+        limit: usize,
+    },
     /// No directory has this digest.
     #[error("directory {0} is not here")]
     DirectoryNotFound(Digest),

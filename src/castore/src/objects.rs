@@ -147,6 +147,8 @@ pub(crate) struct Tables {
     pub(crate) usage: Table,
     /// Number of a pack: in which form its blocks are, if not the quick one.
     pub(crate) forms: Table,
+    /// Digest of a blob that is expected from elsewhere: its size and a note, see `engine::promises`.
+    pub(crate) promised: Table,
 }
 
 /// A store of objects in one directory, owned by one process at a time.
@@ -185,6 +187,7 @@ impl ObjectStore {
             objects: index.table("objects")?,
             usage: index.table("pack-usage")?,
             forms: index.table("pack-forms")?,
+            promised: index.table("promised")?,
         };
 
         let fresh = match index.get(&meta, b"version")? {

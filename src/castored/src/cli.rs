@@ -13,7 +13,7 @@ use crate::mount::MountArgs;
 use crate::moving::{AdoptArgs, ExportArgs};
 use crate::serve::ServeArgs;
 use crate::umount::UmountArgs;
-use crate::{daemon, du, fsck, import, kept, mount, moving, serve, stats, status, umount};
+use crate::{daemon, du, fsck, import, kept, mount, moving, prefetch, serve, stats, status, umount};
 
 /// A drop-in replacement for nix-daemon: a content-addressed, deduplicated, compressed Nix store.
 #[derive(Debug, Parser)]
@@ -66,6 +66,9 @@ enum Command {
     Stats(StatsArgs),
     /// Show what store paths cost on disk, alone and with all they need: what only they use, and what they share with others.
     Du(DuArgs),
+    /// Fetch what is still elsewhere of store paths from lazy sources, and of all they need. Exits with 3 when some of it could
+    /// not be had.
+    Prefetch(PrefetchArgs),
 }
 
 #[derive(Debug, Args)]
@@ -143,6 +146,13 @@ pub(crate) struct DuArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct PrefetchArgs {
+    /// The store paths, or links to them.
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<String>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct FormatArgs {
     /// Print JSON.
     #[arg(long)]
@@ -179,6 +189,7 @@ impl Cli {
             }
             Command::Stats(args) => stats::run(&locations, args.format.json, args.plot.as_deref()),
             Command::Du(args) => du::run(&locations, args.format.json, &args.paths),
+            Command::Prefetch(args) => prefetch::run(&locations, &args.paths),
         }
     }
 }

@@ -15,7 +15,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix_compat::conf::Settings;
 use store::{AutoGc, Config, Durability, Signer, Store};
-use substitute::Substituters;
+use substitute::{Lazy, Substituters};
 use tokio::net::unix::UCred;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -26,7 +26,7 @@ use crate::failure::Failure;
 use crate::idle::Idle;
 use crate::kept::{self, Note};
 use crate::sizes::serve as sizes;
-use crate::{fsck, mending, state, status};
+use crate::{fsck, mending, prefetch, state, status};
 
 /// Worker threads for what reads the disk or hashes. Idle ones end.
 const BLOCKING_THREADS: usize = 256;
@@ -272,6 +272,7 @@ async fn serve(
     let config = build_config(&locations, &settings);
     let scheduler = Scheduler::new(store.clone(), config, Box::new(Substituters::new(store.clone())));
     mending::start(&store, scheduler.clone(), &settings);
+    let lazy = start_lazy(&store, &settings);
     let grpc_unix = grpc_socket(&locations.state_dir);
     let listeners = listen_for_grpc(manager, ports.grpc, grpc_unix.clone(), &settings)?;
     let grpc_address = listeners.tcp_address();
@@ -290,7 +291,9 @@ async fn serve(
         store: store.clone(),
         after,
     });
-    let status = status::Source { daemon: daemon.clone(), scheduler, store, budget, listings, uploads };
+    let until_the_end = lazy.clone();
+    let fetching = lazy.clone().zip(Some((prefetch::serve::listen(&locations.state_dir)?, store.clone())));
+    let status = status::Source { daemon: daemon.clone(), scheduler, store, budget, listings, uploads, lazy };
     let answering = status::listen(&locations.state_dir)?;
     let checking = fsck::listen(&locations.state_dir)?;
     let (listener, own_socket) = match kept::activated(manager)? {
@@ -316,6 +319,9 @@ async fn serve(
     });
     tokio::spawn(status::answer(answering, status));
     tokio::spawn(checks.run(checking));
+    if let Some((lazy, (listener, store))) = fetching {
+        tokio::spawn(prefetch::serve::serve(listener, store, lazy));
+    }
     if let Some(idle) = idle {
         tokio::spawn(idle.run(stopped.clone()));
     }
@@ -343,6 +349,10 @@ async fn serve(
     );
     let failed = |action| move |error| Failure::Process { action, source: std::io::Error::other(error) };
     let end = end.await.map_err(failed("wait for signals"))?;
+    if let Some(lazy) = until_the_end {
+        // While there is a runtime for those who are fetching.
+        lazy.stop();
+    }
     if end == End::Left {
         // Whoever connects from here on waits for the successor.
         tracing::info!("making room for a successor");
@@ -416,6 +426,12 @@ fn start_uploads(store: &Arc<Store>, settings: &Settings) -> Option<Uploads> {
         Uploads::start(store, &urls, &signer, &DownloadOptions::new(settings)).map_err(Failure::from)
     };
     start().inspect_err(|error| tracing::error!(%error, "going on without uploads")).ok()
+}
+
+/// Has contents fetched that lazy sources have promised. Without it only what is here can be read.
+fn start_lazy(store: &Arc<Store>, settings: &Settings) -> Option<Arc<Lazy>> {
+    let started = Lazy::start(store, settings);
+    started.inspect_err(|error| tracing::error!(%error, "nothing of lazy paths will be fetched")).ok().map(Arc::new)
 }
 
 /// The store as a binary cache, signed by the keys of the settings.

@@ -86,6 +86,8 @@ pub(crate) enum Failure {
         "memory-budget is {bytes} bytes; the daemon needs at least {least} ({})", indicatif::HumanBytes(*least)
     )]
     Budget { bytes: u64, least: u64 },
+    #[error("the daemon could not fetch: {0}")]
+    Prefetch(String),
     #[error("the daemon could not tell sizes: {0}")]
     Sizes(String),
     #[error("{0}")]

@@ -18,6 +18,7 @@ mod mount;
 mod moving;
 mod peer;
 mod plot;
+mod prefetch;
 mod serve;
 mod sizes;
 mod state;

@@ -11,9 +11,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use ::daemon::{Daemon, Locations};
 use build::Scheduler;
+use indicatif::HumanBytes;
 use remote::ClientError;
 use serde::{Deserialize, Serialize};
 use store::Store;
+use substitute::{Lazy, LazySource};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 use upload::{Uploads, Waiting};
@@ -38,8 +40,30 @@ pub(crate) struct Status {
     #[serde(default)]
     pub(crate) uploads: Vec<UploadStatus>,
     #[serde(default)]
+    pub(crate) lazy: LazyStatus,
+    #[serde(default)]
     pub(crate) memory: Memory,
     pub(crate) stats: Stats,
+}
+
+/// What has not come yet of lazy paths.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct LazyStatus {
+    /// Files' contents that are elsewhere, equal ones counted once.
+    pub(crate) blobs: u64,
+    /// Their bytes.
+    pub(crate) bytes: u64,
+    pub(crate) sources: Vec<LazySourceStatus>,
+}
+
+/// A source of lazy paths.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct LazySourceStatus {
+    pub(crate) url: String,
+    /// Paths that are not known to be complete.
+    pub(crate) paths: u64,
+    /// Why it could not be fetched from, the last time.
+    pub(crate) failure: Option<String>,
 }
 
 /// A store that built paths are sent to.
@@ -88,6 +112,7 @@ pub(crate) struct Source {
     pub(crate) budget: Budget,
     pub(crate) listings: Listings,
     pub(crate) uploads: Option<Uploads>,
+    pub(crate) lazy: Option<Arc<Lazy>>,
 }
 
 fn socket(state_dir: &Path) -> PathBuf {
@@ -153,9 +178,26 @@ impl Source {
                     again_in,
                 })
                 .collect(),
+            lazy: self.lazy()?,
             memory: self.budget.used(&self.store, &self.daemon, (self.listings)()),
             stats: Stats::of(&self.store)?,
         })
+    }
+}
+
+impl Source {
+    fn lazy(&self) -> Result<LazyStatus, Failure> {
+        let elsewhere = self.store.elsewhere()?;
+        let mut sources = Vec::new();
+        match self.lazy.as_ref().map(|lazy| lazy.sources()) {
+            None => {}
+            Some(Ok(told)) => {
+                let source = |LazySource { url, paths, failure }| LazySourceStatus { url, paths, failure };
+                sources.extend(told.into_iter().map(source));
+            }
+            Some(Err(error)) => tracing::warn!(%error, "cannot tell the sources of lazy paths"),
+        }
+        Ok(LazyStatus { blobs: elsewhere.blobs, bytes: elsewhere.bytes, sources })
     }
 }
 
@@ -203,6 +245,16 @@ pub(crate) fn run(locations: &Locations, json: bool) -> Result<ExitCode, Failure
         if let Some(failure) = &upload.failure {
             let again = upload.again_in.map(|seconds| format!(", again in {seconds} s")).unwrap_or_default();
             println!("    {}{again}", failure.lines().next().unwrap_or_default());
+        }
+    }
+    if !status.lazy.sources.is_empty() {
+        let (blobs, bytes) = (status.lazy.blobs, HumanBytes(status.lazy.bytes));
+        println!("\nlazy paths: {blobs} files ({bytes}) are still elsewhere");
+    }
+    for source in &status.lazy.sources {
+        println!("  {}  {} paths not complete", source.url, source.paths);
+        if let Some(failure) = &source.failure {
+            println!("    {}", failure.lines().next().unwrap_or_default());
         }
     }
     println!();

@@ -17,6 +17,9 @@ use fuser::{
 use crate::invalidation::{Invalidations, Kernel, Listing};
 use crate::resent::{Resent, Turn};
 use crate::tree::NAME_MAX;
+use crate::waiting::Waiting;
+use store::view::ViewError;
+
 use crate::{Attributes, Kind, NodeId, Tree, TreeError};
 
 /// Names and attributes never expire. The kernel counts in jiffies; this is as good as for ever and far from overflow.
@@ -33,8 +36,9 @@ const BLOCK: u64 = 512;
 const PREFERRED_READ: u32 = 4096;
 /// The largest read, in bytes: what the kernel allows without a special limit.
 pub(crate) const MAX_READ: u32 = 1 << 20;
-/// How many readahead requests may be under way.
-const MAX_BACKGROUND: u16 = 64;
+/// How many readahead requests may be under way. To the kernel nearly every read is one, and those that wait for contents
+/// from elsewhere must not keep the others from being asked.
+const MAX_BACKGROUND: u16 = 1024;
 
 /// Answers the kernel.
 pub(crate) struct StoreFilesystem {
@@ -220,6 +224,9 @@ impl Filesystem for StoreFilesystem {
         let Some(_turn) = self.turn(request) else { return reply.error(Errno::EIO) };
         match self.tree.read(NodeId::from(ino.0), offset, size as usize) {
             Ok(bytes) => reply.data(&bytes),
+            Err(TreeError::View(ViewError::Elsewhere(digest))) => {
+                Waiting::new(&self.tree, ino, offset, size, reply).for_blob(&digest);
+            }
             Err(error) => reply.error(self.errno(ino, "read", &error)),
         }
     }

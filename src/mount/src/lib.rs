@@ -29,6 +29,7 @@ mod node_id;
 mod resent;
 mod tree;
 mod unmount;
+mod waiting;
 
 pub use error::MountError;
 pub use kept::Kept;

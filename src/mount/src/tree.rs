@@ -242,6 +242,11 @@ impl Tree {
         Ok(bytes)
     }
 
+    /// Has a blob fetched of which a read said that it is elsewhere; see [`StoreView::bring`].
+    pub fn bring(&self, digest: &Digest, then: store::view::Then) {
+        self.view.bring(digest, then);
+    }
+
     /// The attribute that tells a file's or directory's digest. Symlinks and the store directory have none.
     pub fn digest_attribute(&self, id: NodeId) -> Result<Option<DigestAttribute>, TreeError> {
         if id == NodeId::STORE {

@@ -28,6 +28,7 @@ pub(crate) fn internal(error: impl Display) -> Status {
 pub(crate) fn castore(error: Error) -> Status {
     match error {
         Error::BlobNotFound(_) | Error::DirectoryNotFound(_) => Status::not_found(error.to_string()),
+        Error::Elsewhere(_) | Error::NotFilled { .. } => Status::unavailable(error.to_string()),
         Error::NoDirectory
         | Error::ChildNotFound { .. }
         | Error::ChildSize { .. }

@@ -12,6 +12,8 @@
 //! all there. It is no root, so the next collection takes it away again. When every block of the packs could be read, a
 //! path that lacks contents or references was deleted; when some could not, it is damaged instead, and kept for repair.
 //!
+//! What a path from a lazy source lacks ([`crate::lazy`]) was not lost: it is promised again.
+//!
 //! Memory: all path infos at once, about a kilobyte each.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -29,7 +31,7 @@ use crate::error::{Error, Result};
 use crate::lock::StateLock;
 use crate::realisations::{self, realised_path};
 use crate::record::Entry;
-use crate::records::{Checkpoint, RealisationRecord};
+use crate::records::{Checkpoint, LazyRecord, RealisationRecord};
 use crate::register::MAX_SIGNATURES;
 use crate::store::{Config, META_NEXT_NUMBER, META_RECORDS, Store};
 use crate::sweep;
@@ -109,6 +111,8 @@ struct Found {
     /// By number.
     paths: BTreeMap<u32, Entry>,
     realisations: BTreeMap<Vec<u8>, Vec<Vec<u8>>>,
+    /// Sources of paths whose contents were elsewhere once, by the digest of the path.
+    lazy: HashMap<[u8; 20], String>,
     /// The last one: its limit, and what is alive below. Limits grow, and what once was dead stays so.
     checkpoint: Option<(u32, BTreeSet<u32>)>,
 }
@@ -146,6 +150,11 @@ impl Found {
         }
         if let Some(RealisationRecord { key, row }) = record.realisation {
             self.realisations.entry(key).or_default().push(row);
+        }
+        if let Some(LazyRecord { digest, source }) = record.lazy
+            && let Ok(digest) = digest.try_into()
+        {
+            self.lazy.insert(digest, source);
         }
         if let Some(checkpoint) = record.checkpoint {
             self.add_checkpoint(store, &checkpoint)?;
@@ -214,6 +223,21 @@ impl Found {
         rows.flush()
     }
 
+    /// Whether what a path lacks was elsewhere, or may have been: it is promised again. Its directories have to be here.
+    fn expected_again(&self, store: &Store, entry: &Entry) -> bool {
+        let digest = entry.info.path.digest();
+        let Some(source) = self.lazy.get(&digest) else { return false };
+        let promised = store.engine.promise(&entry.node, &digest).map_err(Error::from).and_then(|_| {
+            let mut batch = Batch::default();
+            batch.put(store.tables.lazy, &digest, source.clone());
+            store.commit(batch)
+        });
+        if let Err(error) = &promised {
+            tracing::warn!(path = %entry.info.path, %error, "what is missing of a path cannot be expected from its source");
+        }
+        promised.is_ok()
+    }
+
     /// Which paths are valid, by digest.
     fn valid_paths(&self, store: &Store, rebuilt: &mut Rebuilt) -> BTreeMap<[u8; 20], Entry> {
         let mut trees = Trees { store, whole: HashMap::new() };
@@ -228,6 +252,7 @@ impl Found {
             }
             match trees.missing(&entry.node) {
                 None => drop(valid.insert(digest, entry.clone())),
+                Some(_) if self.expected_again(store, entry) => drop(valid.insert(digest, entry.clone())),
                 Some(what) => broken.push((entry, what)),
             }
         }

@@ -1,11 +1,12 @@
 //! What the index alone knows, written into the packs as well, so that it can be found again when the index is lost.
 //!
-//! A *record* is an object of the castore. There are three:
+//! A *record* is an object of the castore. There are four:
 //!
 //! * of a path: its row in the table `paths`;
 //! * of a realisation: its key and row in the table `realisations`;
 //! * a *checkpoint*: which path numbers are in use. It follows each deletion, when that is durable, and says for ever
-//!   that the numbers below its limit which it does not name are dead: no number is given twice.
+//!   that the numbers below its limit which it does not name are dead: no number is given twice;
+//! * of a path whose contents may be elsewhere ([`crate::lazy`]): the digest of its hash part, and its source.
 //!
 //! What a registration writes goes into one block and becomes visible in the same step as the rows themselves. A record
 //! that is superseded is not marked by the next sweep and disappears as other objects do; until its pack is rewritten it
@@ -37,6 +38,18 @@ pub(crate) struct Record {
     pub(crate) realisation: Option<RealisationRecord>,
     #[prost(message, optional, tag = "3")]
     pub(crate) checkpoint: Option<Checkpoint>,
+    #[prost(message, optional, tag = "4")]
+    pub(crate) lazy: Option<LazyRecord>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct LazyRecord {
+    /// The digest of the path's hash part.
+    #[prost(bytes = "vec", tag = "1")]
+    pub(crate) digest: Vec<u8>,
+    /// The source's URL.
+    #[prost(string, tag = "2")]
+    pub(crate) source: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -78,6 +91,16 @@ fn encode_path(row: &[u8]) -> Vec<u8> {
 fn encode_realisation(key: &[u8], row: &[u8]) -> Vec<u8> {
     let realisation = Some(RealisationRecord { key: key.to_vec(), row: row.to_vec() });
     Record { realisation, ..Record::default() }.encode_to_vec()
+}
+
+fn encode_lazy(digest: &[u8; 20], source: &str) -> Vec<u8> {
+    let lazy = Some(LazyRecord { digest: digest.to_vec(), source: source.to_owned() });
+    Record { lazy, ..Record::default() }.encode_to_vec()
+}
+
+/// The object that the record of a lazy path is.
+pub(crate) fn key_of_lazy(digest: &[u8; 20], source: &str) -> ObjectKey {
+    key(&encode_lazy(digest, source))
 }
 
 /// The object that a path's record is.
@@ -122,6 +145,11 @@ impl RecordWriter {
     /// The record of a row of the table of realisations.
     pub(crate) fn realisation(&mut self, key: &[u8], row: &[u8]) -> Result<()> {
         self.put(&encode_realisation(key, row))
+    }
+
+    /// The record of a row of the table of lazy paths.
+    pub(crate) fn lazy(&mut self, digest: &[u8; 20], source: &str) -> Result<()> {
+        self.put(&encode_lazy(digest, source))
     }
 
     fn put(&mut self, record: &[u8]) -> Result<()> {
@@ -198,6 +226,7 @@ impl Store {
         {
             garbage.mark_record(&Digest::from(digest));
         }
+        self.mark_lazy_records(garbage)?;
         let mut roots = Vec::new();
         self.each_row(&mut |key, row| {
             let record = key.map_or_else(|| key_of_path(row), |key| key_of_realisation(key, row));

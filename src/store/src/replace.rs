@@ -71,6 +71,7 @@ impl Store {
                 }
             }
             self.quarantine.release(&digest, &self.tables, &mut batch);
+            batch.delete(self.tables.lazy, &digest);
             // What it had is garbage, and its number dead.
             sweep::want(self, &mut batch)?;
             self.forewarn([path.to_string()].into_iter());

@@ -80,6 +80,8 @@ pub(crate) struct Tables {
     pub(crate) realised: Table,
     /// Digest of a path that is damaged and could not be repaired → what is wrong, see [`crate::quarantine`].
     pub(crate) quarantine: Table,
+    /// Digest of a path of which contents may be elsewhere → URL of its source, see [`crate::lazy`].
+    pub(crate) lazy: Table,
     /// Destination + digest of a path that is to be sent there → base name, see [`crate::uploads`].
     pub(crate) uploads: Table,
     /// Names → values, see the keys below.
@@ -96,6 +98,7 @@ impl Tables {
             realisations: index.table("realisations")?,
             realised: index.table("realised")?,
             quarantine: index.table("quarantine")?,
+            lazy: index.table("lazy")?,
             uploads: index.table("uploads")?,
             meta: index.table("meta")?,
         })
@@ -164,6 +167,7 @@ impl Store {
         if store.index().get(&store.tables.meta, castore::rebuild::UNFINISHED)?.is_some() {
             return Err(Error::RebuildUnfinished);
         }
+        store.drop_stray_lazy_rows()?;
         Sweeper::start(&store)?;
         Ok(store)
     }

@@ -63,6 +63,10 @@ impl Store {
     /// Whether the NAR of a path is the one that was registered.
     pub(crate) fn verify_contents(&self, path: &StorePath) -> Result<Option<PathDamage>> {
         let Some(entry) = self.entry(path)? else { return Ok(None) };
+        if self.is_partly_here(path, &entry.node)? {
+            // That it is not here yet is no damage, and a check is no reason to fetch it.
+            return Ok(None);
+        }
         let name = self.store_dir().display(path);
         let facts = self.nar_facts(&entry.node, None);
         let other = facts.is_ok();

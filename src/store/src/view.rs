@@ -82,10 +82,16 @@ pub enum ViewError {
     /// A digest that a valid path refers to is not in the castore.
     #[error("object {0} is missing from the castore")]
     Missing(Digest),
+    /// Contents that are still at the source they are to come from.
+    #[error("blob {0} has not come from its source yet")]
+    Elsewhere(Digest),
     /// The index or a pack could not be read, or holds something damaged.
     #[error("cannot read the store: {0}")]
     Storage(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
+
+/// What is done once contents are here, or cannot be had.
+pub type Then = Box<dyn FnOnce(Result<(), ViewError>) + Send>;
 
 /// A store, read-only. Every method may be called from many threads at once and may block on the disk.
 pub trait StoreView: Send + Sync {
@@ -104,11 +110,18 @@ pub trait StoreView: Send + Sync {
     /// The directory of this digest.
     fn directory(&self, digest: &Digest) -> Result<Arc<Directory>, ViewError>;
 
-    /// Up to `len` bytes of a blob from `offset`. Shorter only at the blob's end.
+    /// Up to `len` bytes of a blob from `offset`. Shorter only at the blob's end. Never waits for another machine where
+    /// [`StoreView::bring`] can.
     ///
     /// The bytes must lie in anonymous memory, never in a mapped file (a page fault in the middle of a reply to the
     /// kernel would turn a killed server into an I/O error at the reader).
     fn read(&self, digest: &Digest, offset: u64, len: usize) -> Result<Bytes, ViewError>;
+
+    /// Has a blob fetched of which [`StoreView::read`] said [`ViewError::Elsewhere`]. Returns at once; `then` is called when it
+    /// is here or could not be had, on a thread that may read.
+    fn bring(&self, digest: &Digest, then: Then) {
+        then(Err(ViewError::Elsewhere(*digest)));
+    }
 
     /// Calls `subscriber` for every later change.
     fn subscribe(&self, subscriber: Subscriber);

@@ -4,14 +4,14 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use castore::{BlobService, Digest, Directory, DirectoryService};
+use castore::{Digest, Directory, DirectoryService};
 use nix::sys::statvfs::statvfs;
 use nix_compat::store_path::{StoreDir, StorePath};
 
 use crate::error::Error;
 use crate::record::Entry;
 use crate::store::Store;
-use crate::view::{Root, Space, StoreView, Subscriber, ViewError};
+use crate::view::{Root, Space, StoreView, Subscriber, Then, ViewError};
 
 fn storage(error: impl Into<Error>) -> ViewError {
     ViewError::Storage(Box::new(error.into()))
@@ -71,7 +71,14 @@ impl StoreView for Store {
     }
 
     fn read(&self, digest: &Digest, offset: u64, len: usize) -> Result<Bytes, ViewError> {
-        self.engine.read_at(digest, offset, len).map_err(storage)
+        self.engine.read_here(digest, offset, len).map_err(|error| match error {
+            castore::Error::Elsewhere(digest) => ViewError::Elsewhere(digest),
+            error => storage(error),
+        })
+    }
+
+    fn bring(&self, digest: &Digest, then: Then) {
+        self.engine.bring(digest, Box::new(move |brought| then(brought.map_err(storage))));
     }
 
     fn subscribe(&self, subscriber: Subscriber) {

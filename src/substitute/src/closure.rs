@@ -45,7 +45,8 @@ impl Landings {
         let info = &offer.info;
         let refers_to_itself = info.references.contains(&info.path);
         let ca = info.ca.as_ref().map(ToString::to_string).unwrap_or_default();
-        let key = format!("{} {} {} {ca} {refers_to_itself}", info.path, info.nar_hash, info.nar_size);
+        let lazy = offer.may_be_lazy();
+        let key = format!("{} {} {} {ca} {refers_to_itself} {lazy}", info.path, info.nar_hash, info.nar_size);
         let mut all = self.0.lock();
         if let Some(landing) = all.get(&key).and_then(Weak::upgrade) {
             return landing;
@@ -177,7 +178,7 @@ impl Substituters {
             .map(|(path, offer)| {
                 let (landing, jobs) = (self.landings.of(offer), jobs.clone());
                 landed.push(landing.clone());
-                async move { (path, offer, self.land(client, offer, &landing, &jobs).await) }
+                async move { (path, offer, self.land(client, offer, &landing, &jobs, offer.may_be_lazy()).await) }
             })
             .collect();
 
@@ -209,6 +210,7 @@ impl Substituters {
         offer: &Offer,
         landing: &Landing,
         jobs: &Semaphore,
+        lazy: bool,
     ) -> Result<NewPath, Error> {
         let _own = jobs.acquire().await.map_err(|_| Error::Cancelled)?;
         let new = landing
@@ -228,7 +230,9 @@ impl Substituters {
                     (self.store.clone(), offer.clone(), shared.0.clone(), client.watch.clone());
                 let work = move || {
                     watch.began(&copying);
-                    let result = transfer(&store, &offer, &control, &*watch, &copying, turn);
+                    let promised = if lazy { promise(&store, &offer) } else { None };
+                    let result =
+                        promised.unwrap_or_else(|| transfer(&store, &offer, &control, &*watch, &copying, turn));
                     watch.ended(&copying);
                     result
                 };
@@ -246,6 +250,19 @@ impl Substituters {
         let store: Arc<Store> = self.store.clone();
         let register = move || store.register(paths);
         Ok(tokio::task::spawn_blocking(register).await.map_err(|e| Error::Thread(e.to_string()))??)
+    }
+}
+
+/// A path of a lazy source without its contents; none where they have to be fetched as well.
+fn promise(store: &Store, offer: &Offer) -> Option<Result<NewPath, Error>> {
+    match offer.source.origin.promise(store, &offer.info) {
+        Ok(new) => new.map(Ok),
+        Err(error) if error.is_outage() => Some(Err(error)),
+        Err(error) => {
+            let path = &offer.info.path;
+            tracing::warn!(%path, error = &error as &dyn std::error::Error, "a path cannot be had lazily; fetching all of it");
+            None
+        }
     }
 }
 

@@ -99,6 +99,16 @@ pub enum Error {
         /// The path's name.
         path: String,
     },
+    /// A tree of a castore with more in it than its path was said to have.
+    #[error("the tree that '{uri}' has for '{path}' is larger than the {limit} bytes that were said")]
+    TreeTooLarge {
+        /// The castore.
+        uri: String,
+        /// The path's name.
+        path: String,
+        /// The size of its NAR as it was said.
+        limit: u64,
+    },
     /// A tree of a castore of which no NAR can be made.
     #[error("the tree that '{uri}' has for '{path}' makes no archive: {source}")]
     Tree {
@@ -171,6 +181,12 @@ pub enum Error {
     /// The store refuses it.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// Contents were promised, but no path says by whom any more.
+    #[error("no source is known that has them")]
+    NoLazySource,
+    /// A path came whole by now, and is not what was signed. A sentence for the user.
+    #[error("{0}")]
+    NotSigned(String),
     /// Nobody waits for it any more.
     #[error("the transfer was cancelled")]
     Cancelled,

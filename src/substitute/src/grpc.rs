@@ -5,7 +5,9 @@
 //! the digest that it was asked by. [`walk`] goes through the tree, [`flow`] asks for what will be needed. Everything here
 //! blocks.
 
+mod contents;
 mod flow;
+mod promise;
 mod walk;
 
 use std::cell::RefCell;
@@ -19,12 +21,13 @@ use castore::{BlobService as _, Digest};
 use fetch::{DownloadError, Sink, Trouble};
 use nix_compat::nar::{NarWriter, WriteError};
 use nix_compat::narinfo::{Compression, NarInfo};
+use nix_compat::path_info::PathInfo;
 use nix_compat::realisation::{DrvOutput, Realisation};
 use nix_compat::store_path::{StoreDir, StorePath};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
-use rpc_client::{Ahead, Channel, ClientError, RemotePaths};
-use store::NewPath;
+use rpc_client::{Ahead, Channel, ClientError, RemoteDirectories, RemotePaths};
+use store::{NewPath, Store};
 use tokio::runtime::Handle;
 
 use crate::error::Error;
@@ -52,8 +55,11 @@ pub(crate) struct Castore {
     here: Arc<Engine>,
     paths: RemotePaths,
     ahead: Ahead,
+    directories: RemoteDirectories,
     recent: Cache<Digest, Bytes, ByLength>,
     transfers: AtomicUsize,
+    /// Bytes asked for and not used yet, of all transfers together.
+    underway: u64,
     attempts: u64,
 }
 
@@ -94,11 +100,19 @@ impl Castore {
             name,
             here,
             paths: RemotePaths::new(channel.clone(), runtime.clone()),
+            directories: RemoteDirectories::new(channel.clone(), runtime.clone()),
             ahead: Ahead::new(channel, runtime, compressed, attempts),
             recent: Cache::with_weighter((RECENT / TYPICAL_PIECE) as usize, RECENT, ByLength),
             transfers: AtomicUsize::new(0),
+            underway: UNDERWAY,
             attempts,
         }
+    }
+
+    /// With so many bytes in memory of what was asked for, instead of the usual ones, and as many of what came lately.
+    pub(crate) fn within(self, bytes: u64) -> Self {
+        let recent = Cache::with_weighter((bytes / TYPICAL_PIECE) as usize, bytes, ByLength);
+        Self { underway: bytes, recent, ..self }
     }
 
     /// What the peer says of a path. Asked again when others' calls broke the connection.
@@ -120,7 +134,7 @@ impl Castore {
     }
 
     fn write(&self, root: &castore::Node, sink: &mut dyn Sink) -> Result<(), Failure> {
-        let share = Share::of(&self.transfers);
+        let share = Share::of(&self.transfers, self.underway);
         // Who waits for the peer looks now and then whether the other end of the sink still does.
         let sink = RefCell::new(sink);
         let mut nar = NarWriter::new(Pieces(&sink));
@@ -192,17 +206,17 @@ impl Castore {
 }
 
 /// One of the transfers from a castore, which share what may be under way.
-struct Share<'a>(&'a AtomicUsize);
+struct Share<'a>(&'a AtomicUsize, u64);
 
 impl<'a> Share<'a> {
-    fn of(transfers: &'a AtomicUsize) -> Self {
+    fn of(transfers: &'a AtomicUsize, underway: u64) -> Self {
         transfers.fetch_add(1, Ordering::Relaxed);
-        Self(transfers)
+        Self(transfers, underway)
     }
 
     /// Bytes that it may ask for in advance, as things are.
     fn bytes(&self) -> u64 {
-        (UNDERWAY / self.0.load(Ordering::Relaxed).max(1) as u64).clamp(*SHARES.start(), *SHARES.end())
+        (self.1 / self.0.load(Ordering::Relaxed).max(1) as u64).clamp(*SHARES.start(), *SHARES.end())
     }
 }
 
@@ -250,6 +264,10 @@ impl Origin for Castore {
     /// The protocol has no realisations.
     fn realisation(&self, _: &DrvOutput) -> Result<Option<Realisation>, Error> {
         Ok(None)
+    }
+
+    fn promise(&self, store: &Store, info: &PathInfo) -> Result<Option<NewPath>, Error> {
+        self.promise_path(store, info).map(Some)
     }
 
     fn copy(&self, narinfo: &NarInfo, sink: &mut dyn Sink) -> Result<(), Error> {

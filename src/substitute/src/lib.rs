@@ -4,6 +4,8 @@
 //! (binary caches, castores, other stores) that a client's settings name, all of them for each path at once (`offers`), walks closures, downloads
 //! what is missing in parallel and registers it, references first.
 //!
+//! [`Lazy`] gets what castores that are lazy have promised, when it is read.
+//!
 //! A [`CacheWriter`] is the other direction: it puts paths into a binary cache.
 //!
 //! Sources (`source`) are shared by all clients whose settings make them the same; what a client may use and
@@ -17,6 +19,7 @@ mod crew;
 mod error;
 mod grpc;
 mod health;
+mod lazy;
 mod location;
 mod offers;
 mod opened;
@@ -47,6 +50,7 @@ use store::TempRoots;
 
 pub use compression::decompressed;
 pub use error::Error;
+pub use lazy::{Lazy, LazySource, OnProgress};
 pub use substituters::Substituters;
 pub use watch::{Copying, NoWatch, Watch};
 pub use writing::CacheWriter;

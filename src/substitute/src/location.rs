@@ -41,6 +41,8 @@ pub(crate) struct Location {
     pub(crate) place: Place,
     /// What is there is believed without a signature.
     pub(crate) trusted: bool,
+    /// Paths are valid as soon as their directories are here, see [`store::Store::expect`].
+    pub(crate) lazy: bool,
     pub(crate) priority: Option<u64>,
     pub(crate) want_mass_query: Option<bool>,
     /// Its store directory, where that is not the one of this store.
@@ -76,11 +78,13 @@ impl Location {
             return Err(unknown());
         };
         let uri = fetch::without_password(base.trim_end_matches('/'));
-        let mut location = Self { uri, place, trusted: false, priority: None, want_mass_query: None, store_dir: None };
+        let mut location =
+            Self { uri, place, trusted: false, lazy: false, priority: None, want_mass_query: None, store_dir: None };
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             let wrong = || Error::Parameter { url: text.to_owned(), name: name.to_string(), value: value.to_string() };
             match &*name {
                 "trusted" => location.trusted = boolean(&value).ok_or_else(wrong)?,
+                "lazy" => location.lazy = boolean(&value).ok_or_else(wrong)?,
                 "priority" => location.priority = Some(value.parse().map_err(|_| wrong())?),
                 "want-mass-query" => location.want_mass_query = Some(boolean(&value).ok_or_else(wrong)?),
                 "store" => location.store_dir = Some(StoreDir::new(&value).map_err(|_| wrong())?),
@@ -129,7 +133,8 @@ mod tests {
         assert_eq!(peer("ssh-ng://me@host?max-connections=0"), expect("ssh-ng", "me@host", 1));
         assert_eq!(peer("ssh://host?max-connections=9999"), expect("ssh", "host", MAX_CONNECTIONS));
         let castore = Location::parse("grpc+unix:///run/grpc?priority=7&trusted=1").unwrap();
-        assert_eq!((castore.priority, castore.trusted), (Some(7), true));
+        assert_eq!((castore.priority, castore.trusted, castore.lazy), (Some(7), true, false));
+        assert!(Location::parse("grpc+unix:///run/grpc?lazy=true").unwrap().lazy);
         assert_eq!(castore.place, Place::Castore("grpc+unix:///run/grpc".to_owned()));
         for wrong in [
             "grpc+ftp://host",
@@ -141,6 +146,7 @@ mod tests {
             "file:///x?trusted=maybe",
             "http://",
             "file:///x?store=y",
+            "grpc+http://host?lazy=perhaps",
         ] {
             assert!(Location::parse(wrong).is_err(), "{wrong}");
         }

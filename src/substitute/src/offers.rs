@@ -41,6 +41,14 @@ pub(crate) struct Offer {
     pub(crate) info: PathInfo,
 }
 
+impl Offer {
+    /// Whether its contents may come later. Derivations are read at once, and what is believed for its contents alone has to
+    /// show them.
+    pub(crate) fn may_be_lazy(&self) -> bool {
+        self.source.location.lazy && self.info.ca.is_none() && !self.info.path.is_derivation()
+    }
+}
+
 /// Sources from which a path could not be fetched.
 pub(crate) type Excluded = BTreeSet<(String, StorePath)>;
 

@@ -10,6 +10,7 @@ use futures::{FutureExt, StreamExt};
 
 use crate::Client;
 use crate::error::Error;
+use crate::location::Place;
 use crate::source::Source;
 use crate::substituters::Substituters;
 
@@ -69,7 +70,15 @@ impl Substituters {
                 continue;
             }
             match self.source(url, &client.settings).await {
-                Ok(source) => opening.push(open(source, client)),
+                Ok(source) => {
+                    if source.location.lazy && !matches!(source.location.place, Place::Castore(_)) {
+                        let uri = source.uri();
+                        client.warn_once(format!(
+                            "'{uri}' cannot be lazy, since it is no castore (grpc+…): paths come whole"
+                        ));
+                    }
+                    opening.push(open(source, client));
+                }
                 Err(error) => client.warn_once(error.to_string()),
             }
         }

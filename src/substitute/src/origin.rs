@@ -2,8 +2,10 @@
 
 use fetch::Sink;
 use nix_compat::narinfo::NarInfo;
+use nix_compat::path_info::PathInfo;
 use nix_compat::realisation::{DrvOutput, Realisation};
 use nix_compat::store_path::{StoreDir, StorePath};
+use store::{NewPath, Store};
 
 use crate::error::Error;
 
@@ -23,6 +25,12 @@ pub(crate) trait Origin: Send + Sync {
 
     /// Gives the file with the NAR to `sink`.
     fn copy(&self, narinfo: &NarInfo, sink: &mut dyn Sink) -> Result<(), Error>;
+
+    /// Makes a path of which contents are still there: only what they are called is fetched, see [`store::Store::expect`].
+    /// `None` where a source can only be copied from.
+    fn promise(&self, _: &Store, _: &PathInfo) -> Result<Option<NewPath>, Error> {
+        Ok(None)
+    }
 
     /// The URL of that file, for messages.
     fn file(&self, name: &str) -> String;

@@ -48,7 +48,7 @@ impl Substituters {
         client.watch.expect(1, offer.narinfo.file_size.unwrap_or(0), offer.info.nar_size);
         // One of its own: what has landed for others may have left out objects that were not known to be damaged yet.
         let landing = Landing::default();
-        let landed = self.land(client, offer, &landing, &Semaphore::new(1)).await;
+        let landed = self.land(client, offer, &landing, &Semaphore::new(1), false).await;
         client.watch.done(landed.is_ok(), offer.narinfo.file_size.unwrap_or(0), offer.info.nar_size);
         landed
     }

@@ -9,6 +9,7 @@ use nix_compat::conf::Settings;
 use nix_compat::realisation::{DrvOutput, Realisation};
 use nix_compat::worker::SubstitutableInfo;
 use parking_lot::Mutex;
+use rpc_client::Channel;
 use store::Store;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -145,19 +146,25 @@ impl Substituters {
         key: &SourceKey,
         settings: &Settings,
     ) -> Result<Castore, Error> {
-        let mut authorities = String::new();
-        if url.starts_with("grpc+https:") {
-            let options = key.downloads.clone();
-            let gather = move || Download::gather(&options, &|name| std::env::var(name).ok()).certificates;
-            authorities = tokio::task::spawn_blocking(gather).await.map_err(|e| Error::Thread(e.to_string()))?;
-        }
-        let channel = match settings.connect_timeout {
-            0 => rpc_client::open(url, authorities.as_bytes())?,
-            seconds => rpc_client::open_within(url, authorities.as_bytes(), Duration::from_secs(seconds))?,
-        };
+        let (wanted, options, patience) = (url.to_owned(), key.downloads.clone(), settings.connect_timeout);
+        let open = move || channel(&wanted, &options, patience);
+        let channel = tokio::task::spawn_blocking(open).await.map_err(|e| Error::Thread(e.to_string()))??;
         let (here, attempts) = (self.store.engine().clone(), settings.download_attempts);
         Ok(Castore::new(location.uri.clone(), here, channel, Handle::current(), attempts))
     }
+}
+
+/// A channel to a castore; connecting may take so many seconds, 0 for as many as is usual. Reads files of certificates, and
+/// must be called in a runtime.
+pub(crate) fn channel(url: &str, options: &DownloadOptions, connect_timeout: u64) -> Result<Channel, Error> {
+    let mut authorities = String::new();
+    if url.starts_with("grpc+https:") {
+        authorities = Download::gather(options, &|name| std::env::var(name).ok()).certificates;
+    }
+    Ok(match connect_timeout {
+        0 => rpc_client::open(url, authorities.as_bytes())?,
+        seconds => rpc_client::open_within(url, authorities.as_bytes(), Duration::from_secs(seconds))?,
+    })
 }
 
 impl Substituter for Substituters {

@@ -1,10 +1,11 @@
-//! `compat-tests/bench [mount|protocol|engine|build|gc|open|adopt|substitute|source]...`: castored measured beside what it replaces, in the same run. All groups
+//! `compat-tests/bench [mount|protocol|engine|build|gc|open|adopt|substitute|source|lazy]...`: castored measured beside what it replaces, in the same run. All groups
 //! unless some are named. Ends with an error when a target is missed.
 
 mod adopt;
 mod build;
 mod engine;
 mod gc;
+mod lazy;
 mod mount;
 mod open;
 mod protocol;
@@ -21,7 +22,7 @@ use compat_tests::{Error, Result};
 type Group = (&'static str, fn(&Machine) -> Result<bool>);
 
 /// What can be measured.
-const GROUPS: [Group; 9] = [
+const GROUPS: [Group; 10] = [
     ("mount", mount::bench),
     ("protocol", protocol::bench),
     ("engine", engine::bench),
@@ -31,6 +32,7 @@ const GROUPS: [Group; 9] = [
     ("adopt", adopt::bench),
     ("substitute", substitute::bench),
     ("source", source::bench),
+    ("lazy", lazy::bench),
 ];
 
 /// Another number of rounds, for the groups that measure in rounds.

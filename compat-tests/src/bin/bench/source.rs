@@ -23,11 +23,11 @@ use crate::build::{Target, figure, show, wrong};
 use crate::sides::Side;
 
 /// Paths of a closure: 1 GB.
-const PATHS: usize = 200;
+pub(crate) const PATHS: usize = 200;
 /// The source's gRPC socket, beside the one of its worker protocol.
-const GRPC_SOCKET: &str = "grpc";
+pub(crate) const GRPC_SOCKET: &str = "grpc";
 /// A command may take this long.
-const LIMIT: Duration = Duration::from_secs(900);
+pub(crate) const LIMIT: Duration = Duration::from_secs(900);
 /// Bytes relayed at a time.
 const PIECE: usize = 64 * 1024;
 /// What may cross the wire of what the compressed NARs have.
@@ -65,7 +65,7 @@ fn measure(source: &Side, sink: &Side, client: &Arc<Release>, closures: &[(&str,
             let call = Call::nix(room, Who::Root, &with, "nix").args(["copy", "--no-check-sigs", "--from", &url, &top]);
             call.limit(LIMIT).quiet().ok().map(drop)
         })?;
-        let before = relay.bytes.load(Ordering::SeqCst);
+        let before = relay.count();
         let (with, url, top) = (client.clone(), relay.url.clone(), closure.top.clone());
         let started = Instant::now();
         sink.inside(move |room| {
@@ -74,7 +74,7 @@ fn measure(source: &Side, sink: &Side, client: &Arc<Release>, closures: &[(&str,
             call.args(options).limit(LIMIT).quiet().ok().map(drop)
         })?;
         let time = started.elapsed().as_secs_f64();
-        let wire = (relay.bytes.load(Ordering::SeqCst) - before) as f64 / 1e6;
+        let wire = (relay.count() - before) as f64 / 1e6;
         let compressed = compressed(closure)? as f64 / 1e6;
         if wire == 0.0 {
             return Err(wrong("nothing crossed the wire"));
@@ -101,13 +101,18 @@ fn compressed(closure: &Closure) -> Result<u64> {
 }
 
 /// A TCP port in front of a Unix socket, which counts all bytes.
-struct Relay {
-    url: String,
+pub(crate) struct Relay {
+    pub(crate) url: String,
     bytes: Arc<AtomicU64>,
 }
 
 impl Relay {
-    fn before(socket: PathBuf) -> Result<Self> {
+    /// How many so far.
+    pub(crate) fn count(&self) -> u64 {
+        self.bytes.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn before(socket: PathBuf) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").doing("listening on", "the loopback")?;
         let url = format!("grpc+http://{}", listener.local_addr().doing("asking for", "an address")?);
         let bytes = Arc::new(AtomicU64::new(0));

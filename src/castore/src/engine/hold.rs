@@ -18,13 +18,22 @@ impl Engine {
     /// [`Error::DirectoryNotFound`], [`Error::BlobNotFound`], [`Error::ChildSize`] or [`Error::BlobSize`] name the first
     /// thing that is not as it should be.
     pub fn hold(&self, root: &Node) -> Result<Hold, Error> {
+        self.hold_or(root, &mut |digest, _| Err(Error::BlobNotFound(digest)))
+    }
+
+    /// The same, but what is to be done about a blob that is not here, of which digest and size are given, `missing` says.
+    pub(super) fn hold_or(
+        &self,
+        root: &Node,
+        missing: &mut dyn FnMut(Digest, u64) -> Result<(), Error>,
+    ) -> Result<Hold, Error> {
         let mut hold = Hold::new(self.objects.writer());
         let mut seen_directories = HashSet::new();
         let mut seen_blobs = HashSet::new();
         let mut waiting = Vec::new();
         match root {
             Node::Directory { digest, size } => waiting.push((*digest, *digest, *size)),
-            Node::File { digest, size, .. } => self.hold_blob(digest, *size, &mut hold)?,
+            Node::File { digest, size, .. } => self.hold_blob(digest, *size, &mut hold, missing)?,
             Node::Symlink { .. } => {}
         }
         while let Some((parent, digest, claimed)) = waiting.pop() {
@@ -43,7 +52,7 @@ impl Engine {
                 match node {
                     Node::Directory { digest: child, size } => waiting.push((digest, *child, *size)),
                     Node::File { digest: blob, size, .. } if seen_blobs.insert((*blob, *size)) => {
-                        self.hold_blob(blob, *size, &mut hold)?;
+                        self.hold_blob(blob, *size, &mut hold, missing)?;
                     }
                     Node::File { .. } | Node::Symlink { .. } => {}
                 }
@@ -52,7 +61,13 @@ impl Engine {
         Ok(hold)
     }
 
-    fn hold_blob(&self, digest: &Digest, claimed: u64, hold: &mut Hold) -> Result<(), Error> {
+    fn hold_blob(
+        &self,
+        digest: &Digest,
+        claimed: u64,
+        hold: &mut Hold,
+        missing: &mut dyn FnMut(Digest, u64) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let actual = if *digest == Digest::EMPTY {
             0
         } else if hold.add(&chunk(digest))? {
@@ -66,7 +81,7 @@ impl Engine {
             }
             list.size()
         } else {
-            return Err(Error::BlobNotFound(*digest));
+            return missing(*digest, claimed);
         };
         if actual != claimed {
             return Err(Error::BlobSize { digest: *digest, claimed, actual });

@@ -1,6 +1,6 @@
 //! A store in memory and a place to mount it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use castore::{BlobService, Digest, Directory, DirectoryService, MemoryStore, Nod
 use mount::{Mount, MountError, Options};
 use nix_compat::store_path::{StoreDir, StorePath};
 use parking_lot::{Mutex, RwLock};
-use store::view::{FIRST_ROOT_NUMBER, Root, Space, StoreEvent, StoreView, Subscriber, ViewError};
+use store::view::{FIRST_ROOT_NUMBER, Root, Space, StoreEvent, StoreView, Subscriber, Then, ViewError};
 use tempfile::TempDir;
 
 /// What [`StoreView::space`] of the fixture tells.
@@ -35,6 +35,8 @@ pub(crate) struct MemoryView {
     damaged: Mutex<HashSet<Digest>>,
     /// Files too large to be held: every eight bytes of them are their own offset.
     counting: Mutex<HashSet<Digest>>,
+    /// Blobs that are not here yet, with those who wait for them.
+    elsewhere: Mutex<HashMap<Digest, Vec<Then>>>,
     lookups: AtomicU64,
 }
 
@@ -106,6 +108,28 @@ impl MemoryView {
         self.damaged.lock().remove(&blob);
     }
 
+    /// From now on the blob is elsewhere.
+    pub(crate) fn send_away(&self, blob: Digest) {
+        self.elsewhere.lock().insert(blob, Vec::new());
+    }
+
+    /// How many wait for it.
+    pub(crate) fn waiting(&self, blob: &Digest) -> usize {
+        self.elsewhere.lock().get(blob).map_or(0, Vec::len)
+    }
+
+    /// It has come.
+    pub(crate) fn arrive(&self, blob: &Digest) {
+        let waiting = self.elsewhere.lock().remove(blob).unwrap();
+        waiting.into_iter().for_each(|then| then(Ok(())));
+    }
+
+    /// It cannot be had now.
+    pub(crate) fn fail(&self, blob: &Digest) {
+        let waiting = std::mem::take(self.elsewhere.lock().get_mut(blob).unwrap());
+        waiting.into_iter().for_each(|then| then(Err(ViewError::Elsewhere(*blob))));
+    }
+
     /// How often a path was looked up by name.
     pub(crate) fn lookups(&self) -> u64 {
         self.lookups.load(Ordering::SeqCst)
@@ -153,10 +177,23 @@ impl StoreView for MemoryView {
         if self.damaged.lock().contains(digest) {
             return Err(storage(std::io::Error::other("checksum of the block is wrong")));
         }
+        if self.elsewhere.lock().contains_key(digest) {
+            return Err(ViewError::Elsewhere(*digest));
+        }
         if self.counting.lock().contains(digest) {
             return Ok(counting(offset, len).into());
         }
         self.objects.read_at(digest, offset, len).map_err(storage)
+    }
+
+    fn bring(&self, digest: &Digest, then: Then) {
+        let mut elsewhere = self.elsewhere.lock();
+        if let Some(waiting) = elsewhere.get_mut(digest) {
+            return waiting.push(then);
+        }
+        // It came in between, and is read by this.
+        drop(elsewhere);
+        then(Ok(()));
     }
 
     fn subscribe(&self, subscriber: Subscriber) {

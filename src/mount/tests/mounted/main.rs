@@ -7,6 +7,7 @@ mod attributes;
 mod changes;
 mod contents;
 mod digests;
+mod elsewhere;
 mod fixture;
 mod life;
 mod names;

@@ -60,6 +60,12 @@ impl Proxy {
         self.state.connections.load(Ordering::SeqCst)
     }
 
+    /// Lets everything through again.
+    pub fn heal(&self) {
+        self.state.limit.store(u64::MAX, Ordering::SeqCst);
+        self.state.for_good.store(false, Ordering::SeqCst);
+    }
+
     /// Breaks all connections after so many bytes: once, or for good.
     pub fn break_after(&self, bytes: u64, for_good: bool) {
         self.state.limit.store(bytes, Ordering::SeqCst);

@@ -19,7 +19,7 @@ use nix_compat::worker::stderr::Verbosity;
 use parking_lot::Mutex;
 use rpc::Trust;
 use store::{Config, NewPath, Store};
-use substitute::{Client, Copying, Outcome, Substituter, Substituters, Wanted, Watch};
+use substitute::{Client, Copying, Lazy, Outcome, Substituter, Substituters, Wanted, Watch};
 use tokio::runtime::Runtime;
 
 use crate::common::{TestServer, services_of};
@@ -202,6 +202,17 @@ impl Source {
         path
     }
 
+    /// Adds a file whose path follows from its contents; nobody signs it.
+    pub fn add_by_contents(&self, name: &str, contents: &[u8]) -> StorePath {
+        let options = store::AddOptions {
+            name: name.to_owned(),
+            method: nix_compat::content_address::Method::Flat,
+            algorithm: nix_compat::hash::Algorithm::Sha256,
+            references: BTreeSet::new(),
+        };
+        self.store.add(&options, &mut &contents[..]).unwrap().path
+    }
+
     /// Adds a path whose info is that of one tree, and the contents those of another.
     pub fn add_with_other_tree(&self, name: &str, said: &Node, real: &Node) -> StorePath {
         let (said, real) = (nar_of(said), nar_of(real));
@@ -254,6 +265,8 @@ impl Watch for Told {
 pub struct Rig {
     pub store: Arc<Store>,
     substituters: Substituters,
+    /// Before the runtime, which does the talking.
+    pub lazy: Lazy,
     runtime: Runtime,
     dir: tempfile::TempDir,
 }
@@ -263,18 +276,26 @@ impl Rig {
         Rig::open(tempfile::tempdir().unwrap())
     }
 
-    fn open(dir: tempfile::TempDir) -> Rig {
+    pub fn open(dir: tempfile::TempDir) -> Rig {
         let store = Store::open(Config::new(StoreDir::default(), dir.path())).unwrap();
         let runtime = Runtime::new().unwrap();
-        Rig { substituters: Substituters::new(store.clone()), store, runtime, dir }
+        let in_runtime = runtime.enter();
+        let lazy = Lazy::start(&store, &Settings::default()).unwrap();
+        drop(in_runtime);
+        Rig { substituters: Substituters::new(store.clone()), store, lazy, runtime, dir }
     }
 
     /// The same store, opened anew.
     pub fn reopened(self) -> Rig {
-        let Rig { store, substituters, runtime, dir } = self;
+        Rig::open(self.closed())
+    }
+
+    /// What is left of the store when nobody has it open.
+    pub fn closed(self) -> tempfile::TempDir {
+        let Rig { store, substituters, lazy, runtime, dir } = self;
         store.sync().unwrap();
-        drop((substituters, runtime, store));
-        Rig::open(dir)
+        drop((lazy, substituters, runtime, store));
+        dir
     }
 
     /// Turns bytes in the middle of the largest pack over.
@@ -308,6 +329,12 @@ impl Rig {
         let outcome = self.runtime.block_on(self.substituters.substitute(&client, wanted));
         assert_eq!(outcome.is_valid(), self.store.is_valid(path).unwrap(), "{}", told.lines());
         (outcome, told)
+    }
+
+    /// What would repair a path.
+    pub fn contents(&self, sources: &str, path: &StorePath) -> substitute::Contents {
+        let (client, _) = self.client(sources, &[]);
+        self.runtime.block_on(self.substituters.contents(&client, Wanted::explicitly(path.clone())))
     }
 
     pub fn info(&self, sources: &str, path: &StorePath) -> Option<SubstitutableInfo> {

@@ -96,6 +96,8 @@ impl<'a> Users<'a> {
                     self.used.extend(&damaged);
                     damaged.first().copied()
                 }
+                // What is only expected is not damaged.
+                Ok(None) if matches!(self.store.engine.promised(digest), Ok(Some(_))) => None,
                 Ok(None) => Some(whole),
                 Err(_) => Some(list),
             }

@@ -280,6 +280,7 @@ impl Store {
             batch.delete(self.tables.paths, &digest);
             batch.delete(self.tables.numbers, &entry.number.to_be_bytes());
             self.quarantine.release(&digest, &self.tables, &mut batch);
+            batch.delete(self.tables.lazy, &digest);
             for reference in &entry.info.references {
                 batch.delete(self.tables.referrers, &[reference.digest(), digest].concat());
             }

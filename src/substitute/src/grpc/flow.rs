@@ -18,7 +18,7 @@ const PARTS: usize = 1024;
 /// Blobs and chunks asked for at once, of one transfer.
 const CALLS: usize = 64;
 /// Files up to this size are fetched whole, since castored does not cut them; in bytes.
-const WHOLE: u64 = 64 * 1024;
+pub(super) const WHOLE: u64 = 64 * 1024;
 
 /// A part of what is written.
 pub(super) enum Part {

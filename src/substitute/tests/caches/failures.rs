@@ -154,3 +154,13 @@ async fn narinfos_of_other_paths_and_of_none() {
     std::fs::write(name(&entry), vec![b'x'; 2 << 20]).unwrap();
     refused(&cache, &entry, Outcome::Unavailable, "is longer than").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_binary_cache_cannot_be_lazy() {
+    let (cache, rig) = (Cache::new(), Rig::new());
+    let entry = cache.add("x", b"contents", &[]);
+    let (outcome, told) = rig.fetch(&[&format!("{}?lazy=true", cache.url())], &[], &entry).await;
+    assert_eq!(outcome, Outcome::Substituted, "{}", told.lines());
+    assert!(told.lines().contains("cannot be lazy"), "{}", told.lines());
+    assert!(rig.has(&entry));
+}

@@ -1,0 +1,208 @@
+//! Fetching by the daemon, and asking for it.
+//!
+//! One connection is one request: a line with the paths, then lines of news until the last. Who hangs up ends it.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::ops::ControlFlow;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix_compat::store_path::StorePath;
+use parking_lot::Mutex;
+use remote::ClientError;
+use serde::{Deserialize, Serialize};
+use store::Store;
+use substitute::Lazy;
+use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
+
+use crate::failure::Failure;
+use crate::state;
+
+/// The longest request, in bytes: some 100,000 paths.
+const MAX_REQUEST: u64 = 16 << 20;
+/// The longest line of news, in bytes.
+const MAX_LINE: u64 = 1 << 20;
+/// How long a client may take to send its request, or to read what it is told.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Requests at a time; others wait.
+const MAX_REQUESTS: usize = 4;
+/// Paths of a request that are fetched side by side.
+const THREADS: usize = 4;
+/// Time between two news of progress.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// What is asked: base names.
+#[derive(Debug, Serialize, Deserialize)]
+struct Request {
+    paths: Vec<String>,
+}
+
+/// One line of what comes back.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum News {
+    /// So much is elsewhere. What several paths have is counted for each.
+    Total { blobs: u64, bytes: u64 },
+    /// So much of it has come.
+    Done { blobs: u64, bytes: u64 },
+    /// A path is not complete.
+    Failed { path: String, reason: String },
+    /// It is over.
+    End,
+    /// It could not be done.
+    Refused(String),
+}
+
+fn socket(state_dir: &Path) -> PathBuf {
+    state_dir.join("castored/prefetch.socket")
+}
+
+/// Opens the socket.
+pub(crate) fn listen(state_dir: &Path) -> Result<UnixListener, Failure> {
+    state::listen(&socket(state_dir))
+}
+
+/// Serves everybody who connects.
+pub(crate) async fn serve(listener: UnixListener, store: Arc<Store>, lazy: Arc<Lazy>) {
+    let turns = Arc::new(Semaphore::new(MAX_REQUESTS));
+    while let Ok((stream, _)) = listener.accept().await {
+        let Ok(turn) = turns.clone().acquire_owned().await else { return };
+        let (store, lazy) = (store.clone(), lazy.clone());
+        tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            if let Err(error) = answer(stream, &store, &lazy) {
+                tracing::debug!(%error, "a client that asked for paths to be fetched has left");
+            }
+        });
+    }
+}
+
+fn answer(stream: tokio::net::UnixStream, store: &Store, lazy: &Lazy) -> std::io::Result<()> {
+    let stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut line = String::new();
+    BufReader::new((&stream).take(MAX_REQUEST)).read_line(&mut line)?;
+    let request: Request = serde_json::from_str(&line)?;
+    let fetching = Fetching { store, lazy, client: Mutex::new((stream, Instant::now(), 0, 0)) };
+    let last = match fetching.run(&request) {
+        Ok(()) => News::End,
+        Err(error) => News::Refused(error.to_string()),
+    };
+    fetching.tell(&last)
+}
+
+/// One request.
+struct Fetching<'a> {
+    store: &'a Store,
+    lazy: &'a Lazy,
+    /// Who asked, when they were told last, and how many blobs and bytes have come.
+    client: Mutex<(UnixStream, Instant, u64, u64)>,
+}
+
+impl Fetching<'_> {
+    fn run(&self, request: &Request) -> Result<(), Failure> {
+        let mut wanted = BTreeSet::new();
+        for name in &request.paths {
+            let path = StorePath::from_base_name(name).map_err(|error| Failure::Usage(format!("'{name}': {error}")))?;
+            self.store.valid_entry(&path)?;
+            wanted.insert(path);
+        }
+        let (mut lazy, mut blobs, mut bytes) = (Vec::new(), 0, 0_u64);
+        for path in self.store.closure(&wanted)? {
+            if self.store.lazy_source(&path.digest())?.is_none() {
+                continue;
+            }
+            let entry = self.store.valid_entry(&path)?;
+            let counted = self.store.engine().elsewhere(&entry.node, &mut |_, promise| {
+                blobs += 1;
+                bytes = bytes.saturating_add(promise.size);
+                ControlFlow::Continue(())
+            });
+            counted.map_err(store::Error::from)?;
+            lazy.push(path);
+        }
+        let told = flow(self.tell(&News::Total { blobs, bytes }));
+        if told.is_continue() && castore::parallel::for_each(&lazy, THREADS, |path| self.fetch(path)).is_continue() {
+            let done = {
+                let client = self.client.lock();
+                News::Done { blobs: client.2, bytes: client.3 }
+            };
+            // Whoever has left by now finds nothing missing.
+            let _ = self.tell(&done);
+        }
+        Ok(())
+    }
+
+    fn fetch(&self, path: &StorePath) -> ControlFlow<()> {
+        let Err(error) = self.lazy.fetch_path(path, &|blobs, bytes| self.came(blobs, bytes)) else {
+            return ControlFlow::Continue(());
+        };
+        let mut reason = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(next) = cause {
+            reason = format!("{reason}: {next}");
+            cause = next.source();
+        }
+        let path = self.store.store_dir().display(path);
+        flow(self.tell(&News::Failed { path, reason }))
+    }
+
+    fn came(&self, blobs: u64, bytes: u64) -> ControlFlow<()> {
+        let mut client = self.client.lock();
+        client.2 += blobs;
+        client.3 += bytes;
+        if client.1.elapsed() < INTERVAL {
+            return ControlFlow::Continue(());
+        }
+        client.1 = Instant::now();
+        let news = News::Done { blobs: client.2, bytes: client.3 };
+        flow(write(&mut client.0, &news))
+    }
+
+    fn tell(&self, news: &News) -> std::io::Result<()> {
+        write(&mut self.client.lock().0, news)
+    }
+}
+
+fn flow(told: std::io::Result<()>) -> ControlFlow<()> {
+    match told {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(_) => ControlFlow::Break(()),
+    }
+}
+
+fn write(client: &mut UnixStream, news: &News) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(news)?;
+    line.push(b'\n');
+    client.write_all(&line)
+}
+
+/// Asks the daemon of a state directory.
+pub(super) fn ask(state_dir: &Path, paths: Vec<String>, tell: &mut dyn FnMut(News)) -> Result<(), Failure> {
+    let path = socket(state_dir);
+    let mut stream = state::connect(&path)?;
+    let protocol = |text: String| Failure::from(ClientError::Protocol(text));
+    let mut line = serde_json::to_vec(&Request { paths }).map_err(|e| protocol(e.to_string()))?;
+    line.push(b'\n');
+    stream.write_all(&line).map_err(Failure::file("write to", &path))?;
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut line = String::new();
+        (&mut reader).take(MAX_LINE).read_line(&mut line).map_err(Failure::file("read from", &path))?;
+        if line.is_empty() {
+            return Err(protocol("it ended before everything was fetched".to_owned()));
+        }
+        match serde_json::from_str(&line) {
+            Ok(News::End) => return Ok(()),
+            Ok(News::Refused(text)) => return Err(Failure::Prefetch(text)),
+            Ok(news) => tell(news),
+            Err(error) => return Err(protocol(format!("its news cannot be read: {error}"))),
+        }
+    }
+}
