@@ -189,13 +189,14 @@ impl Source {
     fn lazy(&self) -> Result<LazyStatus, Failure> {
         let elsewhere = self.store.elsewhere()?;
         let mut sources = Vec::new();
-        match self.lazy.as_ref().map(|lazy| lazy.sources()) {
-            None => {}
-            Some(Ok(told)) => {
-                let source = |LazySource { url, paths, failure }| LazySourceStatus { url, paths, failure };
-                sources.extend(told.into_iter().map(source));
+        if let Some(lazy) = &self.lazy {
+            match lazy.sources() {
+                Ok(told) => {
+                    let source = |LazySource { url, paths, failure }| LazySourceStatus { url, paths, failure };
+                    sources.extend(told.into_iter().map(source));
+                }
+                Err(error) => tracing::warn!(%error, "cannot tell the sources of lazy paths"),
             }
-            Some(Err(error)) => tracing::warn!(%error, "cannot tell the sources of lazy paths"),
         }
         Ok(LazyStatus { blobs: elsewhere.blobs, bytes: elsewhere.bytes, sources })
     }

@@ -61,7 +61,7 @@ fn give(source: &Side, client: &Arc<Release>, closure: &Closure) -> Result<Strin
     std::fs::copy(busybox, tree.join("bin/hello")).doing("copying", busybox)?;
     let hello = load::made_up_path("the program", "hello");
     begin_cache(&cache)?;
-    put_in_cache(&cache, &hello, &[closure.top.clone()], |out| nar::write_path(&tree, out))?;
+    put_in_cache(&cache, &hello, std::slice::from_ref(&closure.top), |out| nar::write_path(&tree, out))?;
     let first = (closure.url(), closure.top.clone());
     for (url, path) in [first, (format!("file://{}", cache.display()), hello.clone())] {
         let with = client.clone();
