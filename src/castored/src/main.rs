@@ -21,6 +21,7 @@ mod plot;
 mod prefetch;
 mod serve;
 mod sizes;
+mod sockets;
 mod state;
 mod stats;
 mod status;

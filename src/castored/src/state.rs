@@ -3,14 +3,11 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use ::daemon::Locations;
 use migrate::switch::Note;
 use migrate::tripwire;
-use remote::ClientError;
-use tokio::net::UnixListener;
 
 use crate::failure::Failure;
 
@@ -19,23 +16,6 @@ use crate::failure::Failure;
 /// It is there, also in the mount, so that stock run without the daemon gets as far as castored's database
 /// ([`tripwire`]), whose error says what to do. A file in its place would stop stock earlier, but say nothing.
 const LINKS: &str = ".links";
-
-/// Opens one of castored's own sockets in the state directory. That is locked by now: what is there is a dead daemon's.
-pub(crate) fn listen(path: &Path) -> Result<UnixListener, Failure> {
-    let _ = fs::remove_file(path);
-    UnixListener::bind(path).map_err(Failure::file("listen on", path))
-}
-
-/// Connects to one of them.
-///
-/// # Errors
-/// [`ClientError::NoDaemon`] when nobody listens, [`Failure::NotYours`] when it is somebody else's.
-pub(crate) fn connect(path: &Path) -> Result<UnixStream, Failure> {
-    UnixStream::connect(path).map_err(|source| match source.kind() {
-        io::ErrorKind::PermissionDenied => Failure::NotYours(path.to_owned()),
-        _ => ClientError::NoDaemon { path: path.to_owned(), source }.into(),
-    })
-}
 
 /// Makes the directories and the [`tripwire`].
 ///

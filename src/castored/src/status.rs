@@ -24,7 +24,7 @@ use crate::budget::{Budget, Memory};
 use crate::daemon::Listings;
 use crate::failure::Failure;
 use crate::sizes::Stats;
-use crate::state;
+use crate::sockets;
 
 /// The longest status read, in bytes.
 const MAX_STATUS: u64 = 64 << 20;
@@ -120,7 +120,7 @@ fn socket(state_dir: &Path) -> PathBuf {
 }
 
 pub(crate) fn listen(state_dir: &Path) -> Result<UnixListener, Failure> {
-    state::listen(&socket(state_dir))
+    sockets::listen(&socket(state_dir))
 }
 
 /// Answers everybody who connects.
@@ -209,7 +209,7 @@ fn now() -> u64 {
 /// Asks the daemon of a state directory.
 pub(crate) fn ask(state_dir: &Path) -> Result<Status, Failure> {
     let path = socket(state_dir);
-    let stream = state::connect(&path)?;
+    let stream = sockets::connect(&path)?;
     let mut text = Vec::new();
     stream.take(MAX_STATUS).read_to_end(&mut text).map_err(Failure::file("read from", &path))?;
     serde_json::from_slice(&text).map_err(|e| ClientError::Protocol(format!("its status cannot be read: {e}")).into())

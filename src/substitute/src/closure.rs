@@ -78,17 +78,7 @@ enum Found {
 impl Client {
     /// Says why something could not be fetched.
     pub(crate) fn tell_error(&self, what: &str, error: &Error) {
-        let mut text = format!("error: cannot fetch {what}: {error}");
-        let mut cause = std::error::Error::source(error);
-        while let Some(next) = cause {
-            // Some errors have their cause's text in their own.
-            let more = next.to_string();
-            if !text.ends_with(&more) {
-                text = format!("{text}: {more}");
-            }
-            cause = next.source();
-        }
-        self.watch.log(Verbosity::Error, text);
+        self.watch.log(Verbosity::Error, format!("error: cannot fetch {what}: {}", error.with_causes()));
     }
 }
 

@@ -204,7 +204,7 @@ impl Inner {
         for then in waiting {
             then(match result {
                 Ok(()) => Ok(()),
-                Err(error) => Err(castore::Error::NotFilled { digest, reason: causes(error) }),
+                Err(error) => Err(castore::Error::NotFilled { digest, reason: error.with_causes() }),
             });
         }
     }
@@ -360,20 +360,6 @@ fn batch_length(blobs: &[(Digest, Promise)]) -> usize {
         bytes <= BATCH_BYTES
     });
     more.count().max(1)
-}
-
-/// An error with all that it comes from.
-fn causes(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(next) = cause {
-        let more = next.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = next.source();
-    }
-    text
 }
 
 #[cfg(test)]

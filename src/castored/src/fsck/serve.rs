@@ -14,7 +14,6 @@ use nix_compat::conf::Settings;
 use nix_compat::store_path::StorePath;
 use nix_compat::worker::stderr::{Message, Verbosity};
 use parking_lot::Mutex;
-use remote::ClientError;
 use store::Store;
 use tokio::net::UnixListener;
 use tokio::runtime::Handle;
@@ -25,7 +24,7 @@ use super::castores::Castores;
 use super::news::{News, Request, Summary};
 use super::{Tell, work};
 use crate::failure::Failure;
-use crate::state;
+use crate::sockets;
 
 /// The longest request, in bytes: some 100,000 paths.
 const MAX_REQUEST: u64 = 16 << 20;
@@ -40,7 +39,7 @@ fn socket(state_dir: &Path) -> PathBuf {
 
 /// Opens the socket.
 pub(crate) fn listen(state_dir: &Path) -> Result<UnixListener, Failure> {
-    state::listen(&socket(state_dir))
+    sockets::listen(&socket(state_dir))
 }
 
 /// The daemon's side.
@@ -129,24 +128,14 @@ impl Events for Logs {
 
 /// Asks the daemon of a state directory.
 pub(super) fn ask(state_dir: &Path, request: &Request, teller: &dyn Tell) -> Result<Summary, Failure> {
-    let path = socket(state_dir);
-    let mut stream = state::connect(&path)?;
-    let protocol = |text: String| Failure::from(ClientError::Protocol(text));
-    let mut line = serde_json::to_vec(request).map_err(|e| protocol(e.to_string()))?;
-    line.push(b'\n');
-    stream.write_all(&line).map_err(Failure::file("write to", &path))?;
-    let mut reader = BufReader::new(stream);
-    loop {
-        let mut line = String::new();
-        (&mut reader).take(MAX_LINE).read_line(&mut line).map_err(Failure::file("read from", &path))?;
-        if line.is_empty() {
-            return Err(protocol("it ended before the check did".to_owned()));
+    let unfinished = "it ended before the check did";
+    sockets::converse(&socket(state_dir), request, MAX_LINE, unfinished, |news| match news {
+        News::End(summary) => ControlFlow::Break(Ok(summary)),
+        News::Failed(text) => ControlFlow::Break(Err(Failure::Fsck(text))),
+        news => {
+            // Who cannot be told still waits for the end.
+            let _ = teller.tell(news);
+            ControlFlow::Continue(())
         }
-        match serde_json::from_str(&line) {
-            Ok(News::End(summary)) => return Ok(summary),
-            Ok(News::Failed(text)) => return Err(Failure::Fsck(text)),
-            Ok(news) => drop(teller.tell(news)),
-            Err(error) => return Err(protocol(format!("its news cannot be read: {error}"))),
-        }
-    }
+    })
 }

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use nix_compat::store_path::StorePath;
 use parking_lot::Mutex;
-use remote::ClientError;
 use serde::{Deserialize, Serialize};
 use store::Store;
 use substitute::Lazy;
@@ -20,7 +19,7 @@ use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 
 use crate::failure::Failure;
-use crate::state;
+use crate::sockets;
 
 /// The longest request, in bytes: some 100,000 paths.
 const MAX_REQUEST: u64 = 16 << 20;
@@ -63,7 +62,7 @@ fn socket(state_dir: &Path) -> PathBuf {
 
 /// Opens the socket.
 pub(crate) fn listen(state_dir: &Path) -> Result<UnixListener, Failure> {
-    state::listen(&socket(state_dir))
+    sockets::listen(&socket(state_dir))
 }
 
 /// Serves everybody who connects.
@@ -143,12 +142,7 @@ impl Fetching<'_> {
         let Err(error) = self.lazy.fetch_path(path, &|blobs, bytes| self.came(blobs, bytes)) else {
             return ControlFlow::Continue(());
         };
-        let mut reason = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(next) = cause {
-            reason = format!("{reason}: {next}");
-            cause = next.source();
-        }
+        let reason = error.with_causes();
         let path = self.store.store_dir().display(path);
         flow(self.tell(&News::Failed { path, reason }))
     }
@@ -185,24 +179,13 @@ fn write(client: &mut UnixStream, news: &News) -> std::io::Result<()> {
 
 /// Asks the daemon of a state directory.
 pub(super) fn ask(state_dir: &Path, paths: Vec<String>, tell: &mut dyn FnMut(News)) -> Result<(), Failure> {
-    let path = socket(state_dir);
-    let mut stream = state::connect(&path)?;
-    let protocol = |text: String| Failure::from(ClientError::Protocol(text));
-    let mut line = serde_json::to_vec(&Request { paths }).map_err(|e| protocol(e.to_string()))?;
-    line.push(b'\n');
-    stream.write_all(&line).map_err(Failure::file("write to", &path))?;
-    let mut reader = BufReader::new(stream);
-    loop {
-        let mut line = String::new();
-        (&mut reader).take(MAX_LINE).read_line(&mut line).map_err(Failure::file("read from", &path))?;
-        if line.is_empty() {
-            return Err(protocol("it ended before everything was fetched".to_owned()));
+    let unfinished = "it ended before everything was fetched";
+    sockets::converse(&socket(state_dir), &Request { paths }, MAX_LINE, unfinished, |news| match news {
+        News::End => ControlFlow::Break(Ok(())),
+        News::Refused(text) => ControlFlow::Break(Err(Failure::Prefetch(text))),
+        news => {
+            tell(news);
+            ControlFlow::Continue(())
         }
-        match serde_json::from_str(&line) {
-            Ok(News::End) => return Ok(()),
-            Ok(News::Refused(text)) => return Err(Failure::Prefetch(text)),
-            Ok(news) => tell(news),
-            Err(error) => return Err(protocol(format!("its news cannot be read: {error}"))),
-        }
-    }
+    })
 }

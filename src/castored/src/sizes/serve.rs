@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 
 use super::{PathSizes, Stats};
 use crate::failure::Failure;
-use crate::state;
+use crate::{sockets, state};
 
 /// The longest question, in bytes: [`MAX_COSTS`] names, of 255 bytes at most.
 const MAX_QUESTION: u64 = 1024 + 300 * MAX_COSTS as u64;
@@ -55,7 +55,7 @@ fn socket(state_dir: &Path) -> PathBuf {
 
 /// Opens the socket.
 pub(crate) fn listen(state_dir: &Path) -> Result<UnixListener, Failure> {
-    state::listen(&socket(state_dir))
+    sockets::listen(&socket(state_dir))
 }
 
 /// Answers everybody who connects.
@@ -123,7 +123,7 @@ pub(crate) fn ask(locations: &Locations, question: &Question) -> Result<Answer, 
 
 fn ask_daemon(state_dir: &Path, question: &Question) -> Result<Answer, Failure> {
     let path = socket(state_dir);
-    let mut stream = state::connect(&path)?;
+    let mut stream = sockets::connect(&path)?;
     let protocol = |text: String| Failure::from(ClientError::Protocol(text));
     let mut line = serde_json::to_vec(question).map_err(|e| protocol(e.to_string()))?;
     line.push(b'\n');
