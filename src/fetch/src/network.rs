@@ -12,7 +12,7 @@ pub enum NetworkError {
     #[error("{}", Causes(.0))]
     Http(reqwest::Error),
     /// Nothing went on.
-    #[error("nothing came or went for {} s", .0.as_secs())]
+    #[error("timeout: nothing came or went for {} s", .0.as_secs())]
     Stalled(Duration),
     /// TLS cannot be spoken at all.
     #[error("cannot speak TLS: {0}")]
