@@ -96,7 +96,7 @@ fn nginx_is_asked_over_one_connection_of_http2() {
     let nginx = servers.nginx_with_tls(&s.room, &p.dir).unwrap();
     let url = format!("https://{}", nginx.server.address);
     let realise = |http2: &str| {
-        let call = s.nix(Who::Root, "nix-store").args(["-r", &p.outer, "--refresh", "--option", "substituters", &url]);
+        let call = s.nix(Who::Root, "nix-store").args(["-r", &p.outer, "--option", "substituters", &url]);
         let call = call.args(["--option", "trusted-public-keys", &p.key, "--option", "http2", http2]);
         call.args(["--option", "ssl-cert-file"]).arg(&nginx.certificate)
     };

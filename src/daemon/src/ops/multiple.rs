@@ -111,16 +111,18 @@ impl Importer {
 
     fn finish_one(&mut self) -> Result<(), OpError> {
         if let Some(reading) = self.under_way.pop_front() {
-            self.batch.push(self.store.finish_reading(reading)?);
+            // What comes after something wrong was only read ahead: stock would not have got to it.
+            let finished = self.store.finish_reading(reading).inspect_err(|_| self.under_way.clear())?;
+            self.batch.push(finished);
         }
         Ok(())
     }
 
-    /// Registers what has been read; all that is right of it, if something is not.
+    /// Registers what has been read, up to the first that is not what it is said to be.
     fn register(&mut self) -> Result<(), OpError> {
         let mut finished = Ok(());
-        while !self.under_way.is_empty() {
-            finished = finished.and(self.finish_one());
+        while finished.is_ok() && !self.under_way.is_empty() {
+            finished = self.finish_one();
         }
         self.register_batch()?;
         finished
