@@ -1,8 +1,10 @@
 //! Stock clients that run in a build and use the store from there.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use compat_tests::call::without_escapes;
@@ -107,9 +109,22 @@ fn sockets() -> Vec<PathBuf> {
     found
 }
 
+/// Connects to a socket whose file has been seen: it is there a moment before anybody listens.
+fn connect(socket: &Path) -> UnixStream {
+    let given_up = Instant::now() + Duration::from_secs(5);
+    loop {
+        match UnixStream::connect(socket) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused && Instant::now() < given_up => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            connected => return connected.unwrap(),
+        }
+    }
+}
+
 /// What a request is answered: its error, or that there is none.
 fn answer(socket: &Path, request: Request) -> String {
-    let mut client = Client::new(UnixStream::connect(socket).unwrap()).unwrap();
+    let mut client = Client::new(connect(socket)).unwrap();
     assert!(!client.trusted);
     client.send(&request.0).unwrap();
     match client.finish() {
