@@ -5,6 +5,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use remote::ClientError;
 use serde::Serialize;
@@ -30,11 +31,45 @@ pub(crate) fn connect(path: &Path) -> Result<UnixStream, Failure> {
     })
 }
 
-/// Sends one of them a request, a line of JSON, and gives its news, each a line of at most `longest` bytes, to `each` until
+/// The request that a client makes of the daemon over one of them: a line of at most `longest` bytes, for which, as for
+/// reading each answer, it has so much time. From then on the socket blocks.
+pub(crate) fn request<Q: DeserializeOwned>(
+    stream: tokio::net::UnixStream,
+    longest: u64,
+    patience: Duration,
+) -> io::Result<(UnixStream, Q)> {
+    let stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
+    let mut line = String::new();
+    BufReader::new((&stream).take(longest)).read_line(&mut line)?;
+    let request = serde_json::from_str(&line)?;
+    Ok((stream, request))
+}
+
+/// Writes a line of JSON.
+pub(crate) fn write_line(stream: &mut UnixStream, value: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    stream.write_all(&line)
+}
+
+/// Connects to one of them and sends a request, a line of JSON.
+///
+/// # Errors
+/// Those of [`connect`], and when it does not take the request.
+pub(crate) fn send(path: &Path, request: &impl Serialize) -> Result<UnixStream, Failure> {
+    let mut stream = connect(path)?;
+    write_line(&mut stream, request).map_err(Failure::file("write to", path))?;
+    Ok(stream)
+}
+
+/// Sends one of them a request and gives its news, each a line of at most `longest` bytes, to `each` until
 /// that has what it waits for. `unfinished` says what it means that they end before.
 ///
 /// # Errors
-/// Those of [`connect`] and of `each`; [`ClientError::Protocol`] for what is no news.
+/// Those of [`send`] and of `each`; [`ClientError::Protocol`] for what is no news.
 pub(crate) fn converse<N: DeserializeOwned, T>(
     path: &Path,
     request: &impl Serialize,
@@ -42,12 +77,8 @@ pub(crate) fn converse<N: DeserializeOwned, T>(
     unfinished: &str,
     mut each: impl FnMut(N) -> ControlFlow<Result<T, Failure>>,
 ) -> Result<T, Failure> {
-    let mut stream = connect(path)?;
     let protocol = |text: String| Failure::from(ClientError::Protocol(text));
-    let mut line = serde_json::to_vec(request).map_err(|e| protocol(e.to_string()))?;
-    line.push(b'\n');
-    stream.write_all(&line).map_err(Failure::file("write to", path))?;
-    let mut reader = BufReader::new(stream);
+    let mut reader = BufReader::new(send(path, request)?);
     loop {
         let mut line = String::new();
         (&mut reader).take(longest).read_line(&mut line).map_err(Failure::file("read from", path))?;

@@ -125,8 +125,12 @@ pub(crate) fn listen(state_dir: &Path) -> Result<UnixListener, Failure> {
 
 /// Answers everybody who connects.
 pub(crate) async fn answer(listener: UnixListener, source: Source) {
+    let source = Arc::new(source);
     while let Ok((mut stream, _)) = listener.accept().await {
-        match source.status() {
+        // It looks for each blob that is elsewhere.
+        let source = source.clone();
+        let Ok(status) = tokio::task::spawn_blocking(move || source.status()).await else { continue };
+        match status {
             Ok(status) => {
                 let text = serde_json::to_vec(&status).unwrap_or_default();
                 // A reader that leaves early has only itself to tell.

@@ -75,6 +75,17 @@ impl Fixture {
         (hash.into(), answer.nar_size)
     }
 
+    /// What the server tells of the path that [`Fixture::claim`] is about, and of all.
+    fn told(&mut self) -> (message::PathInfo, Vec<message::PathInfo>) {
+        let request = GetPathInfoRequest { by_what: Some(ByWhat::ByOutputHash(vec![7; 20].into())) };
+        let got = self.server.block_on(self.client.get(request)).unwrap().into_inner();
+        let listed = self.server.block_on(async {
+            let stream = self.client.list(ListPathInfoRequest {}).await.unwrap().into_inner();
+            stream.map(Result::unwrap).collect().await
+        });
+        (got, listed)
+    }
+
     /// What a client says of an input-addressed path that it uploaded.
     fn claim(&mut self, name: &str, contents: &'static [u8]) -> message::PathInfo {
         let node = self.upload(contents);
@@ -142,15 +153,10 @@ fn a_trusted_peer_adds_gets_and_lists() {
     let stored = fixture.put(claim.clone()).unwrap();
     assert_eq!(stored, claim);
 
-    let Fixture { server, store, client, _dir } = &mut fixture;
-    let request = GetPathInfoRequest { by_what: Some(ByWhat::ByOutputHash(vec![7; 20].into())) };
-    assert_eq!(server.block_on(client.get(request)).unwrap().into_inner(), claim);
-    let listed: Vec<_> = server.block_on(async {
-        let stream = client.list(ListPathInfoRequest {}).await.unwrap().into_inner();
-        stream.map(Result::unwrap).collect().await
-    });
+    let (got, listed) = fixture.told();
+    assert_eq!(got, claim);
     assert_eq!(listed, [claim]);
-    let info = store.path_info(&path("trusted")).unwrap().unwrap();
+    let info = fixture.store.path_info(&path("trusted")).unwrap().unwrap();
     assert!(!info.ultimate && info.registration_time > 0);
 }
 
@@ -165,15 +171,10 @@ fn what_is_told_is_signed_and_the_store_keeps_none_of_it() {
     sign(&mut signed, &path("signed"));
     assert_eq!(fixture.put(claim).unwrap(), signed);
 
-    let Fixture { server, store, client, _dir } = &mut fixture;
-    let request = GetPathInfoRequest { by_what: Some(ByWhat::ByOutputHash(vec![7; 20].into())) };
-    assert_eq!(server.block_on(client.get(request)).unwrap().into_inner(), signed);
-    let listed: Vec<_> = server.block_on(async {
-        let stream = client.list(ListPathInfoRequest {}).await.unwrap().into_inner();
-        stream.map(Result::unwrap).collect().await
-    });
+    let (got, listed) = fixture.told();
+    assert_eq!(got, signed);
     assert_eq!(listed, [signed]);
-    assert_eq!(store.path_info(&path("signed")).unwrap().unwrap().signatures, BTreeSet::new());
+    assert_eq!(fixture.store.path_info(&path("signed")).unwrap().unwrap().signatures, BTreeSet::new());
 }
 
 #[test]

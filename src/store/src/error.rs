@@ -257,12 +257,15 @@ impl Error {
     }
 }
 
-/// An error with what caused it.
+/// An error with what caused it, but not what it has said of that already.
 pub fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text = format!("{text}: {error}");
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
         cause = error.source();
     }
     text

@@ -78,7 +78,7 @@ enum Found {
 impl Client {
     /// Says why something could not be fetched.
     pub(crate) fn tell_error(&self, what: &str, error: &Error) {
-        self.watch.log(Verbosity::Error, format!("error: cannot fetch {what}: {}", error.with_causes()));
+        self.watch.log(Verbosity::Error, format!("error: cannot fetch {what}: {}", store::causes(error)));
     }
 }
 

@@ -196,22 +196,6 @@ pub enum Error {
 }
 
 impl Error {
-    /// Its text, and those of all that it comes from.
-    #[must_use]
-    pub fn with_causes(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(next) = cause {
-            // Some errors have their cause's text in their own.
-            let more = next.to_string();
-            if !text.ends_with(&more) {
-                text = format!("{text}: {more}");
-            }
-            cause = next.source();
-        }
-        text
-    }
-
     /// Whether the source did not answer, now or lately.
     pub(crate) fn means_silence(&self) -> bool {
         match self {

@@ -117,15 +117,19 @@ impl Castore {
 
     /// What the peer says of a path. Asked again when others' calls broke the connection.
     fn said(&self, path: &StorePath) -> Result<Option<NewPath>, ClientError> {
-        let digest = path.digest();
-        let mut said = self.paths.info(&digest);
+        self.again(ClientError::is_broken, || self.paths.info(&path.digest()))
+    }
+
+    /// Makes a call, and makes it again as often as is allowed while the connection breaks under it.
+    fn again<T, E>(&self, is_broken: impl Fn(&E) -> bool, mut call: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+        let mut got = call();
         for _ in 1..self.attempts {
-            match said {
-                Err(error) if error.is_broken() => said = self.paths.info(&digest),
+            match got {
+                Err(error) if is_broken(&error) => got = call(),
                 _ => break,
             }
         }
-        said
+        got
     }
 
     fn failed(&self, action: &'static str) -> impl Fn(ClientError) -> Error {

@@ -204,7 +204,7 @@ impl Inner {
         for then in waiting {
             then(match result {
                 Ok(()) => Ok(()),
-                Err(error) => Err(castore::Error::NotFilled { digest, reason: error.with_causes() }),
+                Err(error) => Err(castore::Error::NotFilled { digest, reason: store::causes(error) }),
             });
         }
     }
@@ -288,7 +288,7 @@ impl Inner {
     fn fetch_batch(&self, store: &Store, batch: &[(Digest, Promise)]) -> Result<(), Error> {
         let own: Vec<_> = {
             let mut work = self.work.lock();
-            batch.iter().filter(|(digest, promise)| work.flights.begin(*digest, promise)).cloned().collect()
+            batch.iter().filter(|(digest, _)| work.flights.begin(*digest)).cloned().collect()
         };
         let results = self.get(store, &own);
         let mut failed = None;

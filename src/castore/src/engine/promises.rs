@@ -273,12 +273,15 @@ impl Engine {
 
     /// Whether a blob can be read from this castore.
     fn is_here(&self, digest: &Digest) -> Result<bool, Error> {
-        let is_there = |key: ObjectKey| self.objects.contains(&key);
-        Ok(*digest == Digest::EMPTY || is_there(chunk(digest))? || is_there(chunk_list(digest))?)
+        Ok(*digest == Digest::EMPTY || self.objects.core.has_blob(digest)?)
     }
 }
 
 impl Core {
+    fn has_blob(&self, digest: &Digest) -> Result<bool, ObjectError> {
+        Ok(self.entry(&chunk(digest))?.is_some() || self.entry(&chunk_list(digest))?.is_some())
+    }
+
     fn promised(&self, digest: &Digest) -> Result<Option<Promise>, ObjectError> {
         let row = self.index.get(&self.tables.promised, digest.as_bytes())?;
         Ok(row.and_then(|row| Promise::decode(&row)))
@@ -326,16 +329,13 @@ impl Core {
 
     /// Drops the rows that tell nothing: of blobs that nobody marked or has touched since, and of those that are here.
     pub(crate) fn sweep_promises(&self, is_live: &dyn Fn(&ObjectKey) -> bool) -> Result<(), ObjectError> {
-        let is_here = |digest: &Digest| -> Result<bool, ObjectError> {
-            Ok(self.entry(&chunk(digest))?.is_some() || self.entry(&chunk_list(digest))?.is_some())
-        };
         let drop_rows = |useless: &mut Vec<Digest>| -> Result<(), ObjectError> {
             let state = self.catalog.lock();
             let mut batch = Batch::new();
             for digest in useless.drain(..) {
                 let touched = state.touched.as_ref().is_none_or(|touched| touched.contains(&chunk(&digest)));
                 // What is here needs no row: before it is collected, all that names it is gone.
-                if !touched || is_here(&digest)? {
+                if !touched || self.has_blob(&digest)? {
                     batch.delete(self.tables.promised, digest.as_bytes());
                 }
             }
@@ -343,7 +343,7 @@ impl Core {
         };
         let mut useless = Vec::new();
         self.each_promised(&mut |digest, _| -> Result<(), ObjectError> {
-            if !is_live(&chunk(&digest)) || is_here(&digest)? {
+            if !is_live(&chunk(&digest)) || self.has_blob(&digest)? {
                 useless.push(digest);
             }
             if useless.len() < ROWS { Ok(()) } else { drop_rows(&mut useless) }

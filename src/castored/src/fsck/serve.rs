@@ -2,7 +2,6 @@
 //!
 //! One connection is one check: a line with the request, then lines of news until the last. Who hangs up ends it.
 
-use std::io::{BufRead, BufReader, Read, Write};
 use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -68,13 +67,7 @@ impl Server {
     }
 
     fn serve(&self, stream: tokio::net::UnixStream, runtime: &Handle) -> std::io::Result<()> {
-        let stream = stream.into_std()?;
-        stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let mut line = String::new();
-        BufReader::new((&stream).take(MAX_REQUEST)).read_line(&mut line)?;
-        let request: Request = serde_json::from_str(&line)?;
+        let (stream, request): (_, Request) = sockets::request(stream, MAX_REQUEST, PATIENCE)?;
         let teller = Arc::new(ToSocket(Mutex::new(stream)));
         let castores = Castores::new(&self.settings, runtime);
         let mut build = |path: &StorePath| {
@@ -102,9 +95,7 @@ struct ToSocket(Mutex<UnixStream>);
 
 impl Tell for ToSocket {
     fn tell(&self, news: News) -> ControlFlow<()> {
-        let Ok(mut line) = serde_json::to_vec(&news) else { return ControlFlow::Continue(()) };
-        line.push(b'\n');
-        match self.0.lock().write_all(&line) {
+        match sockets::write_line(&mut self.0.lock(), &news) {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
         }

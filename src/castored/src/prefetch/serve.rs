@@ -3,7 +3,6 @@
 //! One connection is one request: a line with the paths, then lines of news until the last. Who hangs up ends it.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read, Write};
 use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -81,14 +80,9 @@ pub(crate) async fn serve(listener: UnixListener, store: Arc<Store>, lazy: Arc<L
 }
 
 fn answer(stream: tokio::net::UnixStream, store: &Store, lazy: &Lazy) -> std::io::Result<()> {
-    let stream = stream.into_std()?;
-    stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let mut line = String::new();
-    BufReader::new((&stream).take(MAX_REQUEST)).read_line(&mut line)?;
-    let request: Request = serde_json::from_str(&line)?;
-    let fetching = Fetching { store, lazy, client: Mutex::new((stream, Instant::now(), 0, 0)) };
+    let (stream, request): (_, Request) = sockets::request(stream, MAX_REQUEST, PATIENCE)?;
+    let client = Mutex::new(Client { stream, told: Instant::now(), blobs: 0, bytes: 0 });
+    let fetching = Fetching { store, lazy, client };
     let last = match fetching.run(&request) {
         Ok(()) => News::End,
         Err(error) => News::Refused(error.to_string()),
@@ -100,8 +94,23 @@ fn answer(stream: tokio::net::UnixStream, store: &Store, lazy: &Lazy) -> std::io
 struct Fetching<'a> {
     store: &'a Store,
     lazy: &'a Lazy,
-    /// Who asked, when they were told last, and how many blobs and bytes have come.
-    client: Mutex<(UnixStream, Instant, u64, u64)>,
+    client: Mutex<Client>,
+}
+
+/// Who asked.
+struct Client {
+    stream: UnixStream,
+    /// When they were told last how far it is.
+    told: Instant,
+    /// What has come.
+    blobs: u64,
+    bytes: u64,
+}
+
+impl Client {
+    fn done(&self) -> News {
+        News::Done { blobs: self.blobs, bytes: self.bytes }
+    }
 }
 
 impl Fetching<'_> {
@@ -128,10 +137,7 @@ impl Fetching<'_> {
         }
         let told = flow(self.tell(&News::Total { blobs, bytes }));
         if told.is_continue() && castore::parallel::for_each(&lazy, THREADS, |path| self.fetch(path)).is_continue() {
-            let done = {
-                let client = self.client.lock();
-                News::Done { blobs: client.2, bytes: client.3 }
-            };
+            let done = self.client.lock().done();
             // Whoever has left by now finds nothing missing.
             let _ = self.tell(&done);
         }
@@ -142,25 +148,25 @@ impl Fetching<'_> {
         let Err(error) = self.lazy.fetch_path(path, &|blobs, bytes| self.came(blobs, bytes)) else {
             return ControlFlow::Continue(());
         };
-        let reason = error.with_causes();
+        let reason = store::causes(&error);
         let path = self.store.store_dir().display(path);
         flow(self.tell(&News::Failed { path, reason }))
     }
 
     fn came(&self, blobs: u64, bytes: u64) -> ControlFlow<()> {
         let mut client = self.client.lock();
-        client.2 += blobs;
-        client.3 += bytes;
-        if client.1.elapsed() < INTERVAL {
+        client.blobs += blobs;
+        client.bytes += bytes;
+        if client.told.elapsed() < INTERVAL {
             return ControlFlow::Continue(());
         }
-        client.1 = Instant::now();
-        let news = News::Done { blobs: client.2, bytes: client.3 };
-        flow(write(&mut client.0, &news))
+        client.told = Instant::now();
+        let done = client.done();
+        flow(sockets::write_line(&mut client.stream, &done))
     }
 
     fn tell(&self, news: &News) -> std::io::Result<()> {
-        write(&mut self.client.lock().0, news)
+        sockets::write_line(&mut self.client.lock().stream, news)
     }
 }
 
@@ -169,12 +175,6 @@ fn flow(told: std::io::Result<()>) -> ControlFlow<()> {
         Ok(()) => ControlFlow::Continue(()),
         Err(_) => ControlFlow::Break(()),
     }
-}
-
-fn write(client: &mut UnixStream, news: &News) -> std::io::Result<()> {
-    let mut line = serde_json::to_vec(news)?;
-    line.push(b'\n');
-    client.write_all(&line)
 }
 
 /// Asks the daemon of a state directory.

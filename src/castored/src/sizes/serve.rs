@@ -3,7 +3,7 @@
 //! One connection is one question: a line of JSON, then one line with the answer. The socket lies where only the daemon's
 //! user may enter.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,12 +123,11 @@ pub(crate) fn ask(locations: &Locations, question: &Question) -> Result<Answer, 
 
 fn ask_daemon(state_dir: &Path, question: &Question) -> Result<Answer, Failure> {
     let path = socket(state_dir);
-    let mut stream = sockets::connect(&path)?;
-    let protocol = |text: String| Failure::from(ClientError::Protocol(text));
-    let mut line = serde_json::to_vec(question).map_err(|e| protocol(e.to_string()))?;
-    line.push(b'\n');
-    stream.write_all(&line).map_err(Failure::file("write to", &path))?;
     let mut text = Vec::new();
-    stream.take(MAX_ANSWER).read_to_end(&mut text).map_err(Failure::file("read from", &path))?;
-    serde_json::from_slice(&text).map_err(|e| protocol(format!("what it says of sizes cannot be read: {e}")))
+    sockets::send(&path, question)?
+        .take(MAX_ANSWER)
+        .read_to_end(&mut text)
+        .map_err(Failure::file("read from", &path))?;
+    serde_json::from_slice(&text)
+        .map_err(|e| ClientError::Protocol(format!("what it says of sizes cannot be read: {e}")).into())
 }

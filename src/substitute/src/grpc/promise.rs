@@ -47,15 +47,11 @@ impl Castore {
                     ControlFlow::Break(())
                 }
             };
-            let mut got = self.directories.get_recursive(digest, &mut each);
-            for _ in 1..self.attempts {
-                match &got {
-                    Err(castore::Error::Backend(error)) if error.downcast_ref().is_some_and(ClientError::is_broken) => {
-                        got = self.directories.get_recursive(digest, &mut each);
-                    }
-                    _ => break,
-                }
-            }
+            let is_broken = |error: &castore::Error| match error {
+                castore::Error::Backend(error) => error.downcast_ref().is_some_and(ClientError::is_broken),
+                _ => false,
+            };
+            let got = self.again(is_broken, || self.directories.get_recursive(digest, &mut each));
             if let Some(error) = refused {
                 return Err(error);
             }

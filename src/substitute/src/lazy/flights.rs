@@ -36,7 +36,7 @@ impl Flights {
             return Some(then);
         }
         self.waiting += 1;
-        if self.begin(digest, &promise) {
+        if self.begin(digest) {
             self.wanted.push_back(Taken { digest, promise });
         }
         self.all.entry(digest).or_default().push(then);
@@ -44,7 +44,7 @@ impl Flights {
     }
 
     /// Whether nobody else fetches the blob, or is about to: whoever asks does now.
-    pub(super) fn begin(&mut self, digest: Digest, _: &Promise) -> bool {
+    pub(super) fn begin(&mut self, digest: Digest) -> bool {
         let is_new = !self.all.contains_key(&digest);
         if is_new {
             self.all.insert(digest, Vec::new());
@@ -85,9 +85,8 @@ mod tests {
     fn a_blob_is_fetched_once_for_all_who_wait() {
         let mut flights = Flights::default();
         assert!(want(&mut flights, 1) && want(&mut flights, 1) && want(&mut flights, 2));
-        let promise = Promise { size: 1, note: Default::default() };
-        assert!(!flights.begin(Digest::of(&[1]), &promise), "it is wanted already");
-        assert!(flights.begin(Digest::of(&[3]), &promise));
+        assert!(!flights.begin(Digest::of(&[1])), "it is wanted already");
+        assert!(flights.begin(Digest::of(&[3])));
         assert!(want(&mut flights, 3), "somebody comes to wait for what is being fetched unasked");
         let taken: Vec<Digest> = std::iter::from_fn(|| flights.take()).map(|taken| taken.digest).collect();
         assert_eq!(taken, [1, 2].map(|n| Digest::of(&[n])));

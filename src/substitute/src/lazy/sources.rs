@@ -107,7 +107,7 @@ impl Sources {
                 if failures.len() >= MAX_SOURCES {
                     failures.clear();
                 }
-                failures.insert(url.to_owned(), error.with_causes());
+                failures.insert(url.to_owned(), store::causes(error));
             }
         }
     }
